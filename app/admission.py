@@ -1,0 +1,173 @@
+"""What a request may cost, and how much of it is held before anything is sent.
+
+The ceiling is the dearest of the candidates. A whole answer holds its ceiling; a stream holds its
+prompt and a first window of output, and extends ahead of delivery. All arithmetic here is pure.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from app.errors import AuthenticationFailed, BillingRefused, FareboxError, InvalidRequest, PermissionDenied, RateLimited
+from app.ledger.operation import Admitted, Refused
+from app.money import PICO_PER_NANO, NanoUsd, PicoUsd, cost_nano_usd, format_usd, parse_usd, units_affordable
+from app.pricing.quote import PromptSize, TokenRatio, output_bound
+from app.routing.candidates import Candidate, Wishes
+from app.settings import InferenceSettings, LedgerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class PaidRequest:
+    """A validated request, whatever rail pays for it. ``body`` is what goes upstream."""
+
+    endpoint: str
+    path: str
+    model: str
+    body: Mapping[str, Any]
+    content: bytes
+    stream: bool
+    size: PromptSize
+    choices: int = 1
+    output_limit: int | None = None
+    output_limit_param: str = "max_tokens"
+    include_usage: bool = False
+    audio: bool = False
+    wishes: Wishes = Wishes()
+    first_byte_timeout_s: float | None = None
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A request's bounds. Token counts are totals over all choices, except ``limit``."""
+
+    prompt_tokens_max: int
+    prompt_tokens_expected: int
+    limit: int
+    limit_defaulted: bool
+    choices: int
+    input_price: PicoUsd
+    output_price: PicoUsd
+    window: int
+    whole: bool
+
+    @property
+    def output_tokens_max(self) -> int:
+        """All output that may be produced."""
+        return self.limit * self.choices
+
+    @property
+    def ceiling(self) -> NanoUsd:
+        """The most that the request can cost."""
+        return self.cost(self.output_tokens_max)
+
+    @property
+    def required(self) -> NanoUsd:
+        """What must be free: the ceiling of a limit that the caller set, else one token a choice."""
+        return self.cost(self.choices) if self.limit_defaulted else self.ceiling
+
+    @property
+    def first_hold(self) -> NanoUsd:
+        """What is held before anything is sent."""
+        return self.ceiling if self.whole else self.cost(self.window)
+
+    def cost(self, output_tokens: int) -> NanoUsd:
+        """The ceiling of the prompt with so many output tokens."""
+        return cost_nano_usd(((self.prompt_tokens_max, self.input_price), (output_tokens, self.output_price)))
+
+    def affordable(self, amount: NanoUsd) -> int:
+        """Output tokens, over all choices, that ``amount`` buys beside the prompt."""
+        left = amount * PICO_PER_NANO - self.prompt_tokens_max * self.input_price
+        if self.output_price == 0:
+            return self.output_tokens_max if left >= 0 else 0
+        return max(0, left // self.output_price)
+
+    def admitted(self, granted: Admitted) -> tuple["Plan", int]:
+        """The plan as the ledger let it: with a default limit clipped, and the tokens that are held."""
+        plan = self
+        if self.limit_defaulted:
+            plan = replace(self, limit=min(self.limit, self.affordable(granted.free) // self.choices))
+        held = plan.output_tokens_max if self.whole else self.affordable(granted.granted)
+        return plan, min(held, plan.output_tokens_max)
+
+
+def plan_for(
+    request: PaidRequest,
+    candidates: Sequence[Candidate],
+    ratio: TokenRatio,
+    *,
+    inference: InferenceSettings,
+    ledger: LedgerSettings,
+) -> Plan:
+    """Bound a request over its candidates. Raises `InvalidRequest` for a prompt that none can take."""
+    context = max(candidate.model.context_window for candidate in candidates)
+    if request.size.tokens_min > context:
+        message = f"the prompt cannot fit into the model's context window of {context} tokens"
+        raise InvalidRequest(message, code="context_length_exceeded", param="messages")
+    prompt_max = request.size.tokens_max(image_tokens_max=inference.image_tokens_max, context_window=context)
+    expected = ratio.prompt_tokens(request.size, tokens_max=prompt_max)
+    limit = output_bound(
+        requested=request.output_limit,
+        default=inference.default_max_tokens,
+        model_max=max(candidate.model.max_output_tokens for candidate in candidates),
+    )
+    if request.output_limit is None:
+        limit = max(1, min(limit, context - expected))
+    input_price = max(candidate.price.dearest("input", audio=request.audio) for candidate in candidates)
+    output_price = max(candidate.price.dearest("output", audio=request.audio) for candidate in candidates)
+    window = min(ledger.window_tokens_min * request.choices, limit * request.choices)
+    return Plan(
+        prompt_tokens_max=prompt_max,
+        prompt_tokens_expected=expected,
+        limit=limit,
+        limit_defaulted=request.output_limit is None,
+        choices=request.choices,
+        input_price=input_price,
+        output_price=output_price,
+        window=max(1, min(window, window_tokens_max(output_price, ledger))),
+        # Where a model bills tokens that it does not stream, windows would be blind to them.
+        whole=not request.stream or any(candidate.model.hidden_reasoning for candidate in candidates),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _window_tokens(output_price: PicoUsd, cost_max: str) -> int:
+    return max(1, units_affordable(parse_usd(cost_max), price=output_price)) if output_price else 2**31
+
+
+def window_tokens_max(output_price: PicoUsd, ledger: LedgerSettings) -> int:
+    """The largest window in tokens: the one that costs `window_cost_max`."""
+    return _window_tokens(output_price, ledger.window_cost_max)
+
+
+_KEY_REFUSALS: Mapping[str, tuple[type[FareboxError], str]] = {
+    "revoked": (AuthenticationFailed, "this API key has been revoked or rotated"),
+    "expired": (AuthenticationFailed, "this API key has expired"),
+    "model_not_allowed": (PermissionDenied, "this API key may not use this model"),
+}
+
+
+def refusal(refused: Refused, plan: Plan | None, *, limit_param: str) -> FareboxError:
+    """The error that tells a payer why the ledger refused, and what would help."""
+    if refused.reason in _KEY_REFUSALS:
+        kind, message = _KEY_REFUSALS[refused.reason]
+        return kind(message, code=refused.reason if kind is PermissionDenied else f"api_key_{refused.reason}")
+    if refused.reason.endswith("_per_minute"):
+        what = refused.reason.replace("_", " ")
+        return RateLimited(
+            f"the limit of {refused.limit} {what} of this key is used up",
+            code=refused.reason,
+            retry_after_s=refused.retry_after_s,
+        )
+    available, required = format_usd(refused.available), format_usd(refused.required)
+    details: dict[str, object] = {"available": available, "required": required, "currency": "USD"}
+    subject = "this key's spend limit leaves" if refused.reason == "spend_limit" else "the balance has"
+    advice = "raise the limit" if refused.reason == "spend_limit" else "top up the balance"
+    message = f"{subject} {available} USD free and the request needs up to {required} USD; {advice}"
+    if plan is not None:
+        tokens = plan.affordable(refused.available) // plan.choices
+        details["affordable_tokens"] = tokens
+        if tokens:
+            message += f", or set {limit_param} to at most {tokens}"
+    return BillingRefused(message + ".", code=refused.reason, param=limit_param if plan else None, details=details)

@@ -1,0 +1,120 @@
+"""The ASGI application: paid endpoints as raw ASGI, everything else as Starlette routes.
+
+Edges that every answer shares are here: the Host allow-list, CORS, and errors as JSON, also for paths
+that do not exist.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app import log, metrics
+from app.api import account, admin, catalog, status
+from app.api.inference import ChatCompletions
+from app.api.problems import problem
+from app.api.services import Services
+from app.errors import FareboxError, InvalidRequest, InvariantViolated, MethodNotAllowed, NotFound
+
+EXPOSED = "WWW-Authenticate, Payment-Receipt, x-request-id, x-farebox-provider, x-farebox-cost, x-farebox-max-tokens"
+ALLOWED_HEADERS = "Authorization, Content-Type, Idempotency-Key, x-api-key"
+ALLOWED_METHODS = "GET, HEAD, POST, PATCH, OPTIONS"
+PREFLIGHT_HEADERS = [
+    (b"access-control-allow-origin", b"*"),
+    (b"access-control-allow-methods", ALLOWED_METHODS.encode()),
+    (b"access-control-allow-headers", ALLOWED_HEADERS.encode()),
+    (b"access-control-expose-headers", EXPOSED.encode()),
+    (b"access-control-max-age", b"600"),
+    (b"content-length", b"0"),
+]
+CORS_HEADERS = [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", EXPOSED.encode())]
+STATELESS_PATHS = ("/v1/",)
+
+_log = log.get("api")
+
+Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
+
+
+class Application:
+    """Dispatches paid paths directly and hands the rest to Starlette."""
+
+    def __init__(self, *, lifespan: Lifespan, allowed_hosts: tuple[str, ...]) -> None:
+        self._hosts = frozenset(host.lower().encode() for host in allowed_hosts)
+        self._paid: dict[str, ASGIApp] = {}
+        self.rest = Starlette(
+            routes=[*catalog.routes, *account.routes, *admin.routes, *status.routes],
+            lifespan=lifespan,
+            exception_handlers={FareboxError: _handle, 404: _not_found, 405: _wrong_method, Exception: _handle},
+        )
+        self.rest.router.redirect_slashes = False
+
+    def serve_with(self, found: Services) -> None:
+        """Begin to serve: called once everything is ready."""
+        self.rest.state.services = found
+        chat = ChatCompletions(found.proxy, found.rail)
+        self._paid = {"/v1/chat/completions": chat, "/v1/chat/completions/": chat}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.rest(scope, receive, send)
+            return
+        if self._hosts and not self._host_is_allowed(scope):
+            await _answer(send, *problem(InvalidRequest("this Host is not served here", param="Host")))
+            return
+        if scope["path"].startswith(STATELESS_PATHS):
+            if scope["method"] == "OPTIONS":
+                await _answer(send, 204, PREFLIGHT_HEADERS, b"")
+                return
+            if any(name == b"origin" for name, _ in scope["headers"]):
+                send = _with_cors(send)
+        paid = self._paid.get(scope["path"])
+        await (paid or self.rest)(scope, receive, send)
+
+    def _host_is_allowed(self, scope: Scope) -> bool:
+        hosts = [value.lower() for name, value in scope["headers"] if name == b"host"]
+        return len(hosts) == 1 and (hosts[0] in self._hosts or hosts[0].rsplit(b":", 1)[0] in self._hosts)
+
+
+def _with_cors(send: Send) -> Send:
+    async def sending(message: dict[str, object]) -> None:
+        if message["type"] == "http.response.start":
+            headers = message.get("headers") or []
+            message = {**message, "headers": [*headers, *CORS_HEADERS]}  # type: ignore[misc]
+        await send(message)
+
+    return sending  # type: ignore[return-value]
+
+
+async def _answer(send: Send, status_code: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+    await send({"type": "http.response.start", "status": status_code, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _response(error: FareboxError) -> Response:
+    status_code, headers, body = problem(error)
+    response = Response(body, status_code=status_code)
+    response.raw_headers = headers
+    return response
+
+
+async def _handle(_request: Request, error: Exception) -> Response:
+    if isinstance(error, FareboxError):
+        return _response(error)
+    metrics.alerts.labels("internal_error").inc()
+    _log.error("request_failed", exc_info=error)
+    return _response(InvariantViolated("an internal error"))
+
+
+async def _not_found(request: Request, _error: Exception) -> Response:
+    message = f"nothing is at {request.url.path[:200]!r}; there is /v1/chat/completions, /v1/models and /v1/key"
+    return _response(NotFound(message, code="unknown_path"))
+
+
+async def _wrong_method(request: Request, error: Exception) -> Response:
+    allowed = dict(getattr(error, "headers", None) or {}).get("Allow", "")
+    response = _response(MethodNotAllowed(f"{request.method} is not allowed here; use {allowed}"))
+    response.headers["allow"] = allowed
+    return response

@@ -1,0 +1,194 @@
+"""Paid endpoints: raw ASGI, one task per job, and a client's disconnect that is seen at once.
+
+The request waits for the job and for ``receive()``; a disconnect ends a stream, while a whole answer
+is finished and billed once. Nothing here awaits money: the job does.
+"""
+
+import asyncio
+from collections.abc import Mapping
+
+from starlette.types import Message, Receive, Scope, Send
+
+from app import log, metrics
+from app.api import chat_parameters
+from app.api.json_body import parse_object
+from app.api.problems import problem
+from app.deadline import Deadline
+from app.errors import (
+    FareboxError,
+    IdempotencyConflict,
+    InvalidRequest,
+    InvariantViolated,
+    MethodNotAllowed,
+    PayloadTooLarge,
+    RequestTimeout,
+    UnsupportedMediaType,
+)
+from app.proxy import PaidJob, Proxy
+from app.rails import idempotency
+from app.rails.rail import Rail
+
+STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),
+]
+
+_log = log.get("inference")
+
+
+class ClientGone(Exception):
+    """The client left before its request was read."""
+
+
+class AsgiClient:
+    """The client of one request, over ASGI."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+
+    async def respond(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        self.started = True
+        head = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            *((name.encode(), value.encode("latin-1", "replace")) for name, value in headers),
+        ]
+        await self._send({"type": "http.response.start", "status": status, "headers": head})
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def begin(self, headers: list[tuple[str, str]]) -> None:
+        self.started = True
+        head = STREAM_HEADERS + [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers]
+        await self._send({"type": "http.response.start", "status": 200, "headers": head})
+
+    async def send(self, data: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self) -> None:
+        await self._send({"type": "http.response.body", "body": b""})
+
+
+class ChatCompletions:
+    """``POST /v1/chat/completions``."""
+
+    def __init__(self, proxy: Proxy, rail: Rail) -> None:
+        self._proxy = proxy
+        self._rail = rail
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        client = AsgiClient(send)
+        job: PaidJob | None = None
+        try:
+            job = await self._job(scope, receive, client)
+            await self._run(job, receive)
+        except ClientGone:
+            return
+        except FareboxError as error:
+            if error.retry_after_s is None and isinstance(error, IdempotencyConflict):
+                metrics.refusals.labels("idempotency").inc()
+            await _refuse(send, error, job, started=client.started)
+        except Exception as error:
+            metrics.alerts.labels("internal_error").inc()
+            _log.error("request_failed", request_id=job.id if job else None, exc_info=error)
+            await _refuse(send, InvariantViolated("an internal error"), job, started=client.started)
+
+    async def _job(self, scope: Scope, receive: Receive, client: AsgiClient) -> PaidJob:
+        if scope["method"] != "POST":
+            raise MethodNotAllowed("use POST on this path", details={"allow": "POST"})
+        headers: Mapping[bytes, bytes] = dict(scope["headers"])
+        payer = await self._rail.authenticate(headers)
+        _media_type(headers.get(b"content-type", b""))
+        settings = self._proxy.settings
+        content = await read_body(
+            receive, headers, bytes_max=settings.server.body_bytes_max, timeout_s=settings.server.body_timeout_s
+        )
+        key = headers.get(b"idempotency-key")
+        request = chat_parameters.parse(
+            parse_object(content, depth_max=settings.server.body_depth_max),
+            content,
+            settings=settings,
+            idempotency_key=idempotency.parse_key(key.decode("latin-1") if key is not None else None),
+        )
+        return self._proxy.job(request, payer, client)
+
+    @staticmethod
+    async def _run(job: PaidJob, receive: Receive) -> None:
+        task = job.start()
+        gone = asyncio.ensure_future(receive())
+        try:
+            await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                job.stop("client gone")
+                if not job.finishes_alone:
+                    await asyncio.wait((task,))
+            if task.done():
+                task.result()
+            else:
+                task.add_done_callback(_log_failure)
+        finally:
+            gone.cancel()
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    """Nobody waits for this job any more: its refusal goes to the log."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, FareboxError):
+        _log.error("abandoned_request_failed", exc_info=error)
+
+
+async def _refuse(send: Send, error: FareboxError, job: PaidJob | None, *, started: bool) -> None:
+    if started:
+        return
+    status, headers, body = problem(error, request_id=job.id if job else None)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _media_type(value: bytes) -> None:
+    kind = value.split(b";", 1)[0].strip().lower()
+    if kind != b"application/json" and not kind.endswith(b"+json"):
+        raise UnsupportedMediaType("send the body with Content-Type: application/json", param="Content-Type")
+
+
+async def read_body(receive: Receive, headers: Mapping[bytes, bytes], *, bytes_max: int, timeout_s: float) -> bytes:
+    """The whole body, bounded in bytes and time. Raises `PayloadTooLarge`, `RequestTimeout`, `ClientGone`."""
+    encoding = headers.get(b"content-encoding", b"identity").lower()
+    if encoding != b"identity":
+        raise UnsupportedMediaType("send the body without Content-Encoding", param="Content-Encoding")
+    declared = headers.get(b"content-length", b"0")
+    if not declared.isdigit():
+        raise InvalidRequest("Content-Length is not a number", param="Content-Length")
+    if len(declared) > 18 or int(declared) > bytes_max:
+        raise PayloadTooLarge(f"the body is larger than {bytes_max} bytes")
+    message = await _receive(receive, timeout_s)
+    if not message.get("more_body"):
+        return _within(message.get("body", b""), bytes_max)
+    parts, size = [message.get("body", b"")], len(message.get("body", b""))
+    loop = asyncio.get_running_loop()
+    ends_s = loop.time() + timeout_s
+    while message.get("more_body"):
+        message = await _receive(receive, ends_s - loop.time())
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > bytes_max:
+            raise PayloadTooLarge(f"the body is larger than {bytes_max} bytes")
+    return b"".join(parts)
+
+
+def _within(body: bytes, bytes_max: int) -> bytes:
+    if len(body) > bytes_max:
+        raise PayloadTooLarge(f"the body is larger than {bytes_max} bytes")
+    return body
+
+
+async def _receive(receive: Receive, timeout_s: float) -> Message:
+    try:
+        with Deadline(timeout_s):
+            message = await receive()
+    except TimeoutError as error:
+        raise RequestTimeout("the body arrived too slowly") from error
+    if message["type"] == "http.disconnect":
+        raise ClientGone
+    return message

@@ -1,0 +1,230 @@
+"""The composition root: settings become a serving process, and a signal ends it in order.
+
+Start: migrate, prices, lease, sweep, listen. Stop: refuse, finish or bill what runs, close the ledger's
+writer, give up the lease, exit 0.
+"""
+
+import contextlib
+import gc
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from types import FrameType
+
+import uvicorn
+from sqlalchemy import Engine
+from starlette.applications import Starlette
+
+from app import database, log, metrics
+from app.api.application import Application
+from app.api.http_protocol import bounded_protocol
+from app.api.services import Services
+from app.clock import Clock, SystemClock
+from app.ledger.ids import new_id
+from app.ledger.journal import Journal
+from app.ledger.journal_store import JournalStore
+from app.ledger.lease_store import LeaseStore
+from app.ledger.price_store import PriceStore
+from app.ledger.sweeper import Sweeper
+from app.proxy import Proxy
+from app.rails.api_key import ApiKeyRail
+from app.rails.customer_store import CustomerStore
+from app.rails.key_store import KeyStore
+from app.rails.secret_store import load_secret
+from app.reconcile.usage_store import UsageStore
+from app.routing.candidates import Candidate, Catalog
+from app.routing.health import Health
+from app.settings import ProviderSettings, Settings
+from app.upstream.openai import OpenAIProvider
+from app.upstream.provider import Provider
+from app.upstream.sandbox import SandboxProvider
+from app.workers import Worker
+
+WATCH_EVERY_S = 0.5
+# The writer's thread must get its turn while the event loop is busy: CPython's default is 5 ms.
+SWITCH_INTERVAL_S = 0.0005
+BACKLOG = 2048
+GC_ALLOCATIONS = 20_000
+
+_log = log.get("bootstrap")
+
+
+class Process:
+    """One serving process and everything that it must end in order."""
+
+    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
+        self.settings = settings
+        self.clock = clock or SystemClock()
+        self.engine: Engine = database.connect(settings.database)
+        self._lock = database.SingleServer(self.engine)
+        self._lock.acquire()
+        database.migrate(self.engine)
+        self._secret = load_secret(settings, self.engine)
+        self.owner_id = new_id("own", self.clock.now_ms())
+        self._providers: list[Provider] = []
+        self._workers: list[Worker] = []
+        self._sweeper: Sweeper | None = None
+        self.services: Services | None = None
+        self.application = Application(lifespan=self._lifespan, allowed_hosts=settings.server.allowed_hosts)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        self.services = await self._start()
+        self.application.serve_with(self.services)
+        yield
+        await self._stop(self.services)
+
+    async def _start(self) -> Services:
+        settings, engine, clock = self.settings, self.engine, self.clock
+        prices = PriceStore(engine, clock)
+        book = prices.sync(settings.providers)
+        candidates: list[Candidate] = []
+        for provider_settings in settings.providers:
+            provider = _provider(provider_settings, settings)
+            self._providers.append(provider)
+            candidates += [
+                Candidate(provider, model, book[provider.name, model.id]) for model in provider_settings.models
+            ]
+        journal = Journal(JournalStore(engine, clock), settings.ledger)
+        journal.on_commit = _count_commit
+        journal.start()
+        proxy = Proxy(
+            settings=settings,
+            clock=clock,
+            journal=journal,
+            catalog=Catalog(candidates),
+            health=Health(clock, cooldown_s=settings.inference.upstream_cooldown_s),
+            owner_id=self.owner_id,
+            pepper=self._secret,
+        )
+        sweeper = Sweeper(
+            store=LeaseStore(engine),
+            journal=journal,
+            clock=clock,
+            settings=settings.ledger,
+            owner_id=self.owner_id,
+            alone=database.is_sqlite(engine),
+            in_flight=lambda: proxy.in_flight,
+        )
+        await sweeper.register()
+        self._sweeper = sweeper
+        self._begin_workers(proxy, sweeper)
+        keys = KeyStore(engine, clock, self._secret)
+        return Services(
+            settings=settings,
+            engine=engine,
+            clock=clock,
+            journal=journal,
+            proxy=proxy,
+            rail=ApiKeyRail(keys),
+            keys=keys,
+            customers=CustomerStore(engine, clock),
+            usage=UsageStore(engine),
+            prices=prices,
+            secret=self._secret,
+        )
+
+    def _begin_workers(self, proxy: Proxy, sweeper: Sweeper) -> None:
+        ledger = self.settings.ledger
+
+        async def watch() -> None:
+            proxy.watch()
+
+        self._workers = [
+            Worker("heartbeat", sweeper.beat, every_s=ledger.heartbeat_s),
+            Worker("sweeper", sweeper.sweep, every_s=ledger.sweep_interval_s),
+            Worker("watch", watch, every_s=WATCH_EVERY_S),
+        ]
+        for worker in self._workers:
+            worker.start()
+
+    async def _stop(self, services: Services) -> None:
+        await services.proxy.drain(timeout_s=self.settings.server.shutdown_timeout_s)
+        for worker in self._workers:
+            await worker.stop()
+        for provider in self._providers:
+            await provider.close()
+        await services.journal.close(timeout_s=self.settings.ledger.commit_timeout_s)
+        if self._sweeper is not None:
+            await self._sweeper.retire()
+        self.engine.dispose()
+        self._lock.release()
+        _log.info("stopped")
+
+
+def _provider(provider: ProviderSettings, settings: Settings) -> Provider:
+    if provider.adapter == "sandbox":
+        return SandboxProvider(provider)
+    return OpenAIProvider(provider, settings.inference)
+
+
+def _count_commit(operations: int, seconds: float) -> None:
+    metrics.commit_operations.observe(operations)
+    metrics.commit_seconds.observe(seconds)
+
+
+class Server(uvicorn.Server):
+    """uvicorn whose shutdown lets paid work end first: the lifespan does it, before connections close."""
+
+    def __init__(self, config: uvicorn.Config, process: Process, *, human: bool) -> None:
+        super().__init__(config)
+        self._process = process
+        self._human = human
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            # What was made until now stays: collections need not look at it again.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(GC_ALLOCATIONS, 20, 50)
+            from app.banner import announce
+
+            port = self.servers[0].sockets[0].getsockname()[1]
+            await announce(self._process.services, port=port, human=self._human)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # New connections are refused by closing the listeners; new requests on kept ones by `closing`.
+        for server in self.servers:
+            server.close()
+        if self._process.services is not None:
+            await self._process.services.proxy.drain(timeout_s=self._process.settings.server.shutdown_timeout_s)
+        await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._process.services is not None:
+            self._process.services.proxy.closing = True
+        # Asked twice by a person: leave at once; what runs is billed by the next start's sweep.
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+
+def serve(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code."""
+    human = sys.stderr.isatty()
+    log.configure(human=human, level=settings.server.log_level)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    process = Process(settings)
+    server = settings.server
+    config = uvicorn.Config(
+        process.application,
+        host=server.host,
+        port=server.port,
+        http=bounded_protocol(head_bytes_max=server.head_bytes_max, head_timeout_s=server.head_timeout_s),
+        loop="uvloop",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_level="warning",
+        log_config=None,
+        backlog=BACKLOG,
+        proxy_headers=bool(server.trusted_proxies),
+        forwarded_allow_ips=list(server.trusted_proxies),
+        server_header=False,
+        date_header=True,
+        timeout_keep_alive=int(server.keep_alive_s),
+        timeout_graceful_shutdown=int(server.shutdown_timeout_s) + 5,
+    )
+    Server(config, process, human=human).run()
+    return 0 if process.services is not None else 1

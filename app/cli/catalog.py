@@ -1,0 +1,53 @@
+"""``farebox models`` and ``farebox prices``: what is sold, and for how much."""
+
+from typing import Annotated
+
+import typer
+
+from app.cli.output import emit, table
+from app.cli.session import AsJson, Config, load_settings, open_books
+
+_MODEL_COLUMNS = {
+    "id": "MODEL",
+    "provider": "PROVIDER",
+    "upstream_id": "UPSTREAM",
+    "context_window": "CONTEXT",
+    "capabilities": "CAN",
+    "price": "PRICE, USD PER MILLION",
+}
+_PRICE_COLUMNS = {
+    "model": "MODEL",
+    "provider": "PROVIDER",
+    "version": "VERSION",
+    "price": "PRICE, USD PER MILLION",
+    "cost": "COST, USD PER MILLION",
+}
+
+
+def models(config: Config = None, as_json: AsJson = False) -> None:
+    """List the models of the configuration."""
+    from app.reconcile.price_report import model_rows
+
+    rows = model_rows(load_settings(config).providers)
+    emit({"models": rows}, as_json=as_json, text=table(rows, _MODEL_COLUMNS, empty="no models are configured"))
+
+
+def prices(
+    history: Annotated[bool, typer.Option("--history", help="Every version, oldest first.")] = False,
+    model: Annotated[str | None, typer.Option("--model", help="Only this model's.")] = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the price versions that requests are charged by; a change takes effect when the server starts."""
+    with open_books(config) as books:
+        from app.ledger.price_store import PriceStore
+        from app.reconcile.price_report import price_row
+
+        store = PriceStore(books.engine, books.clock)
+        if history:
+            rows = [price_row(version, at) for version, at in store.history(model)]
+        else:
+            rows = [price_row(version) for version in store.current() if model in (None, version.model)]
+        columns = {**_PRICE_COLUMNS, "added_at": "ADDED"} if history else _PRICE_COLUMNS
+        empty = "no prices are recorded yet; `farebox serve` records them when it starts"
+        emit({"prices": rows}, as_json=as_json, text=table(rows, columns, empty=empty))

@@ -1,0 +1,1 @@
+"""Rails: how a request says who pays."""

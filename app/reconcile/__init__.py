@@ -1,0 +1,1 @@
+"""Reconciliation: what happened, added up again from the rows."""

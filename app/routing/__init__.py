@@ -1,0 +1,1 @@
+"""Which provider a request goes to, and which of them are well."""

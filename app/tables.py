@@ -1,0 +1,231 @@
+"""The schema, in SQLAlchemy Core. Migrations are compared with it in `make check`.
+
+Timestamps are integers: milliseconds since the epoch, UTC. Amounts are nano-USD. What happened is
+append-only (`transfers`, `requests`, `outcomes`, `attempts`, `deliveries`); what can refuse
+(`accounts`, `api_keys`) is one row that is updated conditionally; `holds` indexes the open holds.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _amount(name: str, *, nullable: bool = False) -> Column[int]:
+    return Column(name, BigInteger, nullable=nullable)
+
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("id", Text, primary_key=True),
+    _amount("debits_pending"),
+    _amount("debits_posted"),
+    _amount("credits_pending"),
+    _amount("credits_posted"),
+    _amount("credit_limit"),
+    Column("version", BigInteger, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    CheckConstraint(
+        "debits_pending >= 0 AND debits_posted >= 0 AND credits_pending >= 0 AND credits_posted >= 0",
+        name="never_negative",
+    ),
+    CheckConstraint("credit_limit >= 0", name="credit_limit"),
+)
+
+customers = Table(
+    "customers",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("customer_id", Text, ForeignKey("customers.id"), nullable=False),
+    Column("label", Text, nullable=False),
+    Column("hash", Text, nullable=False),
+    Column("hint", Text, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("revoked_at_ms", BigInteger),
+    Column("expires_at_ms", BigInteger),
+    Column("models", Text),
+    _amount("spend_limit", nullable=True),
+    _amount("spend_limit_month", nullable=True),
+    Column("requests_per_minute", BigInteger),
+    Column("tokens_per_minute", BigInteger),
+    _amount("spent"),
+    _amount("held"),
+    Column("month", BigInteger, nullable=False),
+    _amount("spent_month"),
+    Column("minute", BigInteger, nullable=False),
+    Column("minute_requests", BigInteger, nullable=False),
+    Column("minute_tokens", BigInteger, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    UniqueConstraint("hash"),
+    CheckConstraint("spent >= 0 AND held >= 0 AND spent_month >= 0", name="never_negative"),
+)
+Index(None, api_keys.c.customer_id)
+
+transfers = Table(
+    "transfers",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("phase", Text, nullable=False),
+    Column("debit_account", Text, nullable=False),
+    Column("credit_account", Text, nullable=False),
+    _amount("amount"),
+    Column("pending_id", Text),
+    Column("request_id", Text),
+    Column("note", Text),
+    Column("created_at_ms", BigInteger, nullable=False),
+    # One resolution per hold, by the database's own word.
+    UniqueConstraint("pending_id"),
+    CheckConstraint("amount >= 0", name="amount"),
+    CheckConstraint("phase IN ('posted', 'pending', 'post', 'void')", name="phase"),
+    CheckConstraint("debit_account <> credit_account", name="two_accounts"),
+)
+Index(None, transfers.c.request_id)
+
+holds = Table(
+    "holds",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("account_id", Text, ForeignKey("accounts.id"), nullable=False),
+    Column("key_id", Text),
+    Column("request_id", Text, nullable=False),
+    Column("credit_account", Text, nullable=False),
+    _amount("amount"),
+    Column("owner_id", Text, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+)
+Index(None, holds.c.request_id)
+Index(None, holds.c.owner_id)
+
+owners = Table(
+    "owners",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("started_at_ms", BigInteger, nullable=False),
+    Column("heartbeat_at_ms", BigInteger, nullable=False),
+)
+
+requests = Table(
+    "requests",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("account_id", Text, nullable=False),
+    Column("key_id", Text),
+    Column("endpoint", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("stream", Boolean, nullable=False),
+    Column("output_limit", BigInteger, nullable=False),
+    Column("tokens_admitted", BigInteger, nullable=False),
+    _amount("ceiling"),
+    Column("created_at_ms", BigInteger, nullable=False),
+)
+Index(None, requests.c.account_id, requests.c.created_at_ms)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("request_id", Text, primary_key=True),
+    Column("sequence", Integer, primary_key=True),
+    Column("provider", Text, nullable=False),
+    Column("price_version_id", Text, nullable=False),
+    _amount("used"),
+    _amount("window"),
+    Column("created_at_ms", BigInteger, nullable=False),
+)
+
+outcomes = Table(
+    "outcomes",
+    metadata,
+    Column("request_id", Text, primary_key=True),
+    Column("status", Text, nullable=False),
+    Column("provider", Text),
+    Column("upstream_model", Text),
+    Column("price_version_id", Text),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("cache_write_tokens", BigInteger, nullable=False),
+    Column("audio_input_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False),
+    Column("audio_output_tokens", BigInteger, nullable=False),
+    Column("estimated", Boolean, nullable=False),
+    _amount("price"),
+    _amount("charged"),
+    _amount("loss"),
+    _amount("cost"),
+    Column("finish_reason", Text),
+    Column("error_code", Text),
+    Column("first_token_ms", BigInteger),
+    Column("duration_ms", BigInteger, nullable=False),
+    Column("finished_at_ms", BigInteger, nullable=False),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("request_id", Text, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("provider", Text, nullable=False),
+    Column("upstream_model", Text, nullable=False),
+    Column("result", Text, nullable=False),
+    Column("status", Integer),
+    Column("started_at_ms", BigInteger, nullable=False),
+    Column("duration_ms", BigInteger, nullable=False),
+)
+
+idempotency_claims = Table(
+    "idempotency_claims",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("key_hash", Text, primary_key=True),
+    Column("body_hash", Text, nullable=False),
+    Column("request_id", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("answer", LargeBinary),
+    Column("expires_at_ms", BigInteger, nullable=False),
+    CheckConstraint("state IN ('running', 'stored', 'unstored', 'interrupted')", name="state"),
+)
+Index(None, idempotency_claims.c.request_id)
+Index(None, idempotency_claims.c.expires_at_ms)
+
+price_versions = Table(
+    "price_versions",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("provider", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("prices", Text, nullable=False),
+    Column("costs", Text, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    UniqueConstraint("provider", "model", "version"),
+)

@@ -1,0 +1,1 @@
+"""Providers: how requests leave for an upstream and how its answers come back."""
