@@ -74,7 +74,7 @@ class Transcript:
         self._size = 0
 
     def add(self, data: bytes) -> None:
-        """Part of a stream that is about to be delivered."""
+        """Part of a stream that was handed to the client."""
         self._size += len(data)
         if self._size <= self._bytes_max:
             self._parts.append(data)

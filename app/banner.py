@@ -9,11 +9,11 @@ import sys
 
 from app import __version__, log
 from app.api.services import Services
-from app.ledger.account import TREASURY, customer_account
 from app.ledger.ids import new_id
 from app.ledger.operation import Post
-from app.ledger.transfer import GRANT, POSTED, Transfer
+from app.ledger.transfer import GRANT
 from app.money import format_usd, parse_usd
+from app.rails import funds
 from app.rails.key_store import KeyLimits
 
 FIRST_CREDIT_USD = "5.00"
@@ -27,7 +27,7 @@ async def announce(services: Services | None, *, port: int, human: bool) -> None
         return
     server = services.settings.server
     host = "127.0.0.1" if server.host in {"0.0.0.0", "::"} else server.host  # noqa: S104 - shown, not bound
-    url = server.public_url or f"http://{host}:{port}"
+    url = server.public_url or f"http://{f'[{host}]' if ':' in host else host}:{port}"
     models = list(services.proxy.catalog.models)
     _log.info("serving", url=url, models=len(models), version=__version__)
     key = await _first_key(services)
@@ -47,8 +47,9 @@ async def _first_key(services: Services) -> str | None:
     customer = await asyncio.to_thread(services.customers.create, "first customer")
     now = services.clock.now_ms()
     amount = parse_usd(FIRST_CREDIT_USD)
-    account = customer_account(customer.id)
-    grant = Transfer(new_id("grant", now), GRANT, POSTED, TREASURY, account, amount, None, None, "first credit", now)
+    grant = funds.credit(
+        credit_id=new_id("grant", now), customer_id=customer.id, amount=amount, kind=GRANT, note="first credit", at=now
+    )
     await services.journal.submit(Post(grant))
     _, secret = await asyncio.to_thread(services.keys.create, customer.id, "first key", KeyLimits())
     return secret

@@ -4,13 +4,15 @@ Start: migrate, prices, lease, sweep, listen. Stop: refuse, finish or bill what 
 writer, give up the lease, exit 0.
 """
 
+import asyncio
 import contextlib
 import gc
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from sqlalchemy import Engine
@@ -42,6 +44,9 @@ from app.upstream.sandbox import SandboxProvider
 from app.workers import Worker
 
 WATCH_EVERY_S = 0.5
+# What a client has not taken this long after the last answer was written, it will not take.
+FLUSH_S = 2.0
+SHUTDOWN_POLL_S = 0.1
 # The writer's thread must get its turn while the event loop is busy: CPython's default is 5 ms.
 SWITCH_INTERVAL_S = 0.0005
 BACKLOG = 2048
@@ -189,8 +194,31 @@ class Server(uvicorn.Server):
         for server in self.servers:
             server.close()
         if self._process.services is not None:
-            await self._process.services.proxy.drain(timeout_s=self._process.settings.server.shutdown_timeout_s)
+            drain = self._process.services.proxy.drain(timeout_s=self._process.settings.server.shutdown_timeout_s)
+            await self._unless_forced(drain)
+        await self._unless_forced(self._flush())
+        if self.force_exit:
+            for connection in list(self.server_state.connections):
+                _abort(connection)
         await super().shutdown(sockets)
+
+    async def _unless_forced(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        while not task.done() and not self.force_exit:
+            await asyncio.wait((task,), timeout=SHUTDOWN_POLL_S)
+        task.cancel()
+        await asyncio.wait((task,))
+
+    async def _flush(self) -> None:
+        """Let clients take what was written, and leave those that do not: uvicorn would wait for them."""
+        ends_s = self._process.clock.monotonic_s() + FLUSH_S
+        while any(_unread(connection) for connection in self.server_state.connections):
+            if self._process.clock.monotonic_s() > ends_s:
+                for connection in list(self.server_state.connections):
+                    if _unread(connection):
+                        _abort(connection)
+                return
+            await asyncio.sleep(SHUTDOWN_POLL_S)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._process.services is not None:
@@ -198,6 +226,16 @@ class Server(uvicorn.Server):
         # Asked twice by a person: leave at once; what runs is billed by the next start's sweep.
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
+
+
+def _unread(connection: Any) -> int:
+    """Bytes that were written to a connection and are still here."""
+    unread: int = connection.transport.get_write_buffer_size()
+    return unread
+
+
+def _abort(connection: Any) -> None:
+    connection.transport.abort()
 
 
 def serve(settings: Settings) -> int:
@@ -211,7 +249,11 @@ def serve(settings: Settings) -> int:
         process.application,
         host=server.host,
         port=server.port,
-        http=bounded_protocol(head_bytes_max=server.head_bytes_max, head_timeout_s=server.head_timeout_s),
+        http=bounded_protocol(
+            head_bytes_max=server.head_bytes_max,
+            head_timeout_s=server.head_timeout_s,
+            write_timeout_s=server.client_write_timeout_s,
+        ),
         loop="uvloop",
         ws="none",
         lifespan="on",

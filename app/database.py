@@ -2,6 +2,8 @@
 
 import fcntl
 import os
+import sqlite3
+import time
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,6 +14,8 @@ from app.settings import DatabaseSettings
 BUSY_TIMEOUT_MS = 10_000
 STATEMENT_TIMEOUT_MS = 30_000
 CONNECT_TIMEOUT_S = 5
+WAL_PAUSE_S = 0.02
+WAL_TRIES_MAX = 500
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 # Two replicas that start together migrate one after the other.
 MIGRATION_LOCK = 8402_0001
@@ -51,7 +55,8 @@ def _sqlite(url: URL) -> Engine:
     @event.listens_for(engine, "connect")
     def _pragmas(connection: Any, _record: Any) -> None:
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
+        _write_ahead(cursor)
+        for pragma in ("synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
@@ -62,6 +67,17 @@ def _sqlite(url: URL) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _write_ahead(cursor: sqlite3.Cursor) -> None:
+    """Switch to WAL, which on a new file that others are opening too is refused without waiting."""
+    for _ in range(WAL_TRIES_MAX):
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError:
+            time.sleep(WAL_PAUSE_S)
+    cursor.execute("PRAGMA journal_mode=WAL")
 
 
 def is_sqlite(engine: Engine) -> bool:

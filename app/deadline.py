@@ -31,6 +31,15 @@ class Deadline:
         if self._expired and self._task is not None and self._task.uncancel() <= 0 and kind is asyncio.CancelledError:
             raise TimeoutError from error
 
+    def shorten(self, seconds: float) -> None:
+        """Leave at most so much time from now; nothing if the wait is over."""
+        if self._handle is None or self._handle.cancelled() or self._expired:
+            return
+        loop = asyncio.get_running_loop()
+        when_s = min(self._handle.when(), loop.time() + max(0.0, seconds))
+        self._handle.cancel()
+        self._handle = loop.call_at(when_s, self._expire)
+
     def _expire(self) -> None:
         self._expired = True
         if self._task is not None:

@@ -7,6 +7,7 @@ content and with every window.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from app.admission import Plan, window_tokens_max
@@ -74,6 +75,7 @@ class Delivery:
         clock: Clock,
         settings: LedgerSettings,
         ratio: TokenRatio,
+        keep: Callable[[bytes], None] | None = None,
     ) -> None:
         self._request_id = request_id
         self._payer = payer
@@ -83,13 +85,14 @@ class Delivery:
         self._clock = clock
         self._settings = settings
         self._ratio = ratio
+        # Called with what was handed to the client, and nothing else: a replay gives no more than that.
+        self._keep = keep
         self._condition = payer.condition(model=model, tokens=0)
         self._candidate: Candidate | None = None
         self._held_tokens = held_tokens
         self._window = max(1, held_tokens)
         self._sequence = 0
         self._extension: asyncio.Future[Result] | None = None
-        self._asked = 0
         self.delivered_bytes = 0
         self.sending_since_s: float | None = None
         self.last_sent_s = clock.monotonic_s()
@@ -130,6 +133,8 @@ class Delivery:
         finally:
             self.sending_since_s = None
             self.last_sent_s = self._clock.monotonic_s()
+        if self._keep is not None:
+            self._keep(data)
 
     async def settle(self) -> None:
         """Wait for a window that was asked for ahead, so that the capture resolves it too."""
@@ -154,25 +159,28 @@ class Delivery:
 
     async def _extend(self, needed: int) -> Refused | None:
         """Make sure of one more window; gives the refusal if there is none to be had."""
-        if self._extension is None:
+        asked_ahead = self._extension is not None
+        if not asked_ahead:
             self._ask(needed)
-        extension, self._extension = self._extension, None
-        if extension is None:
-            return Refused("windows")
-        result = await extension
+        result = await self._asked()
+        if asked_ahead and isinstance(result, Refused) and result.reason != HOLD_LOST:
+            # That was the answer when it was asked ahead: funds may have come since.
+            self._ask(needed)
+            result = await self._asked()
         if isinstance(result, Extended):
             self._window = self._tokens(result.granted)
             self._held_tokens += self._window
             return None
         if isinstance(result, Refused) and result.reason == HOLD_LOST:
             raise Overloaded("this request's hold was resolved while it ran; it is billed up to here", retry_after_s=1)
-        # A window asked for ahead may have been too large, or funds have come since: ask once for the least.
-        if isinstance(result, Refused) and self._asked > needed - self._held_tokens:
-            self._ask(needed, least=True)
-            return await self._extend(needed)
         return result if isinstance(result, Refused) else Refused("insufficient_balance")
 
-    def _ask(self, needed: int, *, least: bool = False) -> None:
+    async def _asked(self) -> Result:
+        """The answer to the window that was asked for."""
+        extension, self._extension = self._extension, None
+        return await extension if extension is not None else Refused("windows")
+
+    def _ask(self, needed: int) -> None:
         """Submit one more window: large if funds allow, and at least what is needed now."""
         remaining = self._plan.output_tokens_max - self._held_tokens
         if remaining <= 0 or self._sequence >= WINDOWS_MAX:
@@ -182,7 +190,6 @@ class Delivery:
         wanted = max(minimum, min(wanted, self._window * self._settings.window_growth))
         self._sequence += 1
         sequence, used = self._sequence, self._used(self.delivered_bytes)
-        self._asked = minimum
         self._extension = self._journal.submit(
             Extend(
                 request_id=self._request_id,
@@ -190,7 +197,7 @@ class Delivery:
                 account_id=self._payer.account_id,
                 credit_account=REVENUE,
                 owner_id=self._owner_id,
-                amount=self._price(minimum if least else wanted),
+                amount=self._price(wanted),
                 required=self._price(minimum),
                 delivery=lambda granted: self._row(sequence, used, self._window_cost(self._tokens(granted))),
                 key=self._condition,

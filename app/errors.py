@@ -119,6 +119,10 @@ class MethodNotAllowed(NotFound):
     status = 405
     default_code = "method_not_allowed"
 
+    def __init__(self, message: str, *, allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
+
 
 class RequestTimeout(InvalidRequest):
     """The client sent its request slower than the bound allows."""

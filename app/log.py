@@ -5,6 +5,7 @@ Prompts, keys, credentials and signatures are never fields. Tracebacks carry no 
 
 import logging
 import sys
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import orjson
@@ -34,6 +35,25 @@ def configure(*, human: bool, level: str = "info") -> None:
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=max(number, logging.WARNING), stream=sys.stderr, force=True)
+    if not human:
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(_JsonLines())
+
+
+class _JsonLines(logging.Formatter):
+    """What libraries log, in the same form as our own events."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created, tz=UTC).isoformat().replace("+00:00", "Z")
+        event = {
+            "part": record.name,
+            "event": record.getMessage(),
+            "level": record.levelname.lower(),
+            "at": at,
+        }
+        if record.exc_info:
+            event["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(event).decode()
 
 
 def get(name: str) -> structlog.typing.FilteringBoundLogger:

@@ -5,6 +5,8 @@ in it must change, its bytes go out as they came in. Output is counted by bytes 
 chunks; the provider's usage is taken from wherever it stands, and the last report wins.
 """
 
+import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,6 +20,7 @@ from app.upstream.provider import DONE, UpstreamError, safe_message
 TOKENS_MAX = 10**9
 # prompt_tokens, completion_tokens, total_tokens and nothing else: no details to look for.
 PLAIN_MEMBERS = 3
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class _Function(msgspec.Struct):
@@ -83,6 +86,7 @@ class StreamMeter:
     def __init__(self, *, model: str, final_usage: bool) -> None:
         self._model = model
         self._final_usage = final_usage
+        self._upstream_model: str | None = None
         self._rename: tuple[bytes, bytes] | None = None
         self._template: dict[str, Any] = {}
         self._held_finish: dict[str, Any] | None = None
@@ -119,8 +123,8 @@ class StreamMeter:
             if choice.finish_reason is not None:
                 self.finish_reason = choice.finish_reason
                 finish = True
-        if not self._template:
-            self._begin(data, chunk.model)
+        if not self._template or chunk.model != self._upstream_model:
+            self._learn(data, chunk.model)
         if chunk.usage is not None or (finish and self._final_usage):
             return self._reworked(data, chunk, finish=finish)
         return data.replace(*self._rename, 1) if self._rename else data
@@ -134,12 +138,14 @@ class StreamMeter:
             return []
         return [orjson.dumps({**self._template, "choices": [], "usage": shown_usage(usage, cost)})]
 
-    def _begin(self, data: bytes, model: str | None) -> None:
-        first = orjson.loads(data)
+    def _learn(self, data: bytes, model: str | None) -> None:
+        """What the provider calls the answer and itself: Azure's first chunk leaves both empty, its second does not."""
+        chunk = orjson.loads(data)
         kept = ("id", "object", "created", "system_fingerprint")
-        self._template = {name: first[name] for name in kept if name in first}
+        self._template |= {name: chunk[name] for name in kept if chunk.get(name)}
         self._template.setdefault("object", "chat.completion.chunk")
         self._template["model"] = self._model
+        self._upstream_model, self._rename = model, None
         if model is not None and model != self._model:
             # A quote inside a JSON string is always escaped, so these bytes can only be the member.
             spaced = b'"model": ' if b'"model": ' in data else b'"model":'
@@ -165,7 +171,10 @@ class StreamMeter:
         try:
             body = orjson.loads(data)
         except orjson.JSONDecodeError:
-            raise UpstreamError("not_json", "the provider sent an event that is not JSON") from error
+            whole = _without_lone_surrogates(data)
+            if whole is None or whole == data:
+                raise UpstreamError("not_json", "the provider sent an event that is not JSON") from error
+            return self.read(whole)
         if not isinstance(body, dict):
             raise UpstreamError("not_a_chunk", "the provider sent an event that is not a chunk") from error
         if body.get("error"):
@@ -179,6 +188,18 @@ class StreamMeter:
         if "model" in body:
             body["model"] = self._model
         return orjson.dumps(body)
+
+
+def _without_lone_surrogates(data: bytes) -> bytes | None:
+    """The event with each half of a surrogate pair replaced, if it is JSON otherwise.
+
+    Providers that cut text by UTF-16 units send a character outside the first plane in two events.
+    """
+    try:
+        text = json.dumps(json.loads(data), ensure_ascii=False, separators=(",", ":"))
+    except (ValueError, RecursionError):
+        return None
+    return _SURROGATE.sub("\ufffd", text).encode()
 
 
 def _error_event(error: Any) -> UpstreamError:
@@ -202,20 +223,24 @@ def usage_from(report: Any, *, prompt_max: int, output_max: int) -> tuple[Usage 
     """A provider's usage report as ours, and what is odd about it; None if there is no usable one.
 
     The known dialects: OpenAI's details, DeepSeek's ``prompt_cache_hit_tokens``, Anthropic-style cache
-    fields, reasoning that the completion's total leaves out (Gemini, xAI). A report past what the model
-    can physically use (``prompt_max``, ``output_max``) is cut to it: nobody pays for a lie.
+    fields, reasoning that the completion's count leaves out: named (xAI), or only in the total (Gemini).
+    A report past what the model can physically use (``prompt_max``, ``output_max``) is cut to it: nobody
+    pays for a lie.
     """
     if not isinstance(report, Mapping):
         return None, ()
     prompt, completion = _count(report, "prompt_tokens"), _count(report, "completion_tokens")
     if prompt is None or completion is None:
         return None, ()
-    if len(report) == PLAIN_MEMBERS and "total_tokens" in report and prompt <= prompt_max and completion <= output_max:
+    plain = len(report) == PLAIN_MEMBERS and report.get("total_tokens") == prompt + completion
+    if plain and prompt <= prompt_max and completion <= output_max:
         return Usage(prompt, completion), ()
     prompt_details = _details(report, "prompt_tokens_details")
     output_details = _details(report, "completion_tokens_details")
     reasoning = _first(_count(output_details, "reasoning_tokens"), _count(report, "reasoning_tokens"))
     total = _count(report, "total_tokens")
+    if not reasoning and total is not None and len(report) == PLAIN_MEMBERS:
+        reasoning = max(0, total - prompt - completion)
     if reasoning and total == prompt + completion + reasoning:
         completion += reasoning
     odd = [

@@ -11,11 +11,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from app.money import PicoUsd, parse_price_per_million
+from app.money import PicoUsd, parse_price_per_million, parse_usd
 
 CONFIG_BYTES_MAX = 4 * 1024 * 1024
 DEFAULT_CONFIG = Path("farebox.toml")
 ENVIRONMENT_PREFIX = "FAREBOX_"
+# What serialises a body for a provider gives up at 254 levels.
+DEPTH_MAX = 200
 
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -46,7 +48,7 @@ class ServerSettings(_Section):
     trusted_proxies: tuple[str, ...] = Field((), description="addresses whose X-Forwarded-For is believed")
     body_bytes_max: Positive = Field(20 * 1024 * 1024, description="largest request body")
     body_timeout_s: Seconds = Field(30, description="time for a whole request body to arrive")
-    body_depth_max: Positive = Field(64, description="deepest nesting of a JSON body")
+    body_depth_max: Annotated[int, Field(gt=0, le=DEPTH_MAX)] = Field(64, description="deepest nesting of a JSON body")
     head_bytes_max: Positive = Field(65_536, description="largest request head")
     head_timeout_s: Seconds = Field(5, description="time for a request head to arrive")
     keep_alive_s: Seconds = Field(75, description="idle time of a kept connection")
@@ -92,6 +94,13 @@ class LedgerSettings(_Section):
         86_400, description="how long an idempotency key is kept"
     )
     idempotency_bytes_max: Positive = Field(1024 * 1024, description="largest answer kept for a replay")
+
+    @field_validator("window_cost_max")
+    @classmethod
+    def _amount(cls, text: str) -> str:
+        if parse_usd(text) <= 0:
+            raise ValueError("must be more than 0 USD")
+        return text
 
     @model_validator(mode="after")
     def _lease(self) -> Self:
@@ -292,7 +301,10 @@ def _overlay(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
                 continue
             plural = str(setting.annotation).startswith("tuple")
             value: Any = [part.strip() for part in text.split(",") if part.strip()] if plural else text
-            raw.setdefault(section, {})[name] = value
+            table = raw.setdefault(section, {})
+            # What is no table is refused by name when the whole is checked.
+            if isinstance(table, dict):
+                table[name] = value
 
 
 def _anchored(settings: Settings, folder: Path) -> Settings:

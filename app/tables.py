@@ -3,6 +3,7 @@
 Timestamps are integers: milliseconds since the epoch, UTC. Amounts are nano-USD. What happened is
 append-only (`transfers`, `requests`, `outcomes`, `attempts`, `deliveries`); what can refuse
 (`accounts`, `api_keys`) is one row that is updated conditionally; `holds` indexes the open holds.
+On SQLite the busy tables are without rowid: one tree to write instead of two.
 """
 
 from sqlalchemy import (
@@ -51,6 +52,7 @@ accounts = Table(
         name="never_negative",
     ),
     CheckConstraint("credit_limit >= 0", name="credit_limit"),
+    sqlite_with_rowid=False,
 )
 
 customers = Table(
@@ -87,6 +89,7 @@ api_keys = Table(
     Column("version", BigInteger, nullable=False),
     UniqueConstraint("hash"),
     CheckConstraint("spent >= 0 AND held >= 0 AND spent_month >= 0", name="never_negative"),
+    sqlite_with_rowid=False,
 )
 Index(None, api_keys.c.customer_id)
 
@@ -108,8 +111,8 @@ transfers = Table(
     CheckConstraint("amount >= 0", name="amount"),
     CheckConstraint("phase IN ('posted', 'pending', 'post', 'void')", name="phase"),
     CheckConstraint("debit_account <> credit_account", name="two_accounts"),
+    sqlite_with_rowid=False,
 )
-Index(None, transfers.c.request_id)
 
 holds = Table(
     "holds",
@@ -122,9 +125,9 @@ holds = Table(
     _amount("amount"),
     Column("owner_id", Text, nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
 )
 Index(None, holds.c.request_id)
-Index(None, holds.c.owner_id)
 
 owners = Table(
     "owners",
@@ -147,6 +150,7 @@ requests = Table(
     Column("tokens_admitted", BigInteger, nullable=False),
     _amount("ceiling"),
     Column("created_at_ms", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
 )
 Index(None, requests.c.account_id, requests.c.created_at_ms)
 
@@ -160,6 +164,7 @@ deliveries = Table(
     _amount("used"),
     _amount("window"),
     Column("created_at_ms", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 outcomes = Table(
@@ -187,6 +192,7 @@ outcomes = Table(
     Column("first_token_ms", BigInteger),
     Column("duration_ms", BigInteger, nullable=False),
     Column("finished_at_ms", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 attempts = Table(
@@ -200,6 +206,7 @@ attempts = Table(
     Column("status", Integer),
     Column("started_at_ms", BigInteger, nullable=False),
     Column("duration_ms", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 idempotency_claims = Table(
@@ -213,6 +220,7 @@ idempotency_claims = Table(
     Column("answer", LargeBinary),
     Column("expires_at_ms", BigInteger, nullable=False),
     CheckConstraint("state IN ('running', 'stored', 'unstored', 'interrupted')", name="state"),
+    sqlite_with_rowid=False,
 )
 Index(None, idempotency_claims.c.request_id)
 Index(None, idempotency_claims.c.expires_at_ms)

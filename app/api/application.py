@@ -10,17 +10,23 @@ from contextlib import AbstractAsyncContextManager
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import log, metrics
 from app.api import account, admin, catalog, status
 from app.api.inference import ChatCompletions
 from app.api.problems import problem
 from app.api.services import Services
+from app.clock import Clock, SystemClock
 from app.errors import FareboxError, InvalidRequest, InvariantViolated, MethodNotAllowed, NotFound
+from app.ledger.ids import new_id
 
-EXPOSED = "WWW-Authenticate, Payment-Receipt, x-request-id, x-farebox-provider, x-farebox-cost, x-farebox-max-tokens"
-ALLOWED_HEADERS = "Authorization, Content-Type, Idempotency-Key, x-api-key"
+EXPOSED = (
+    "WWW-Authenticate, Payment-Receipt, Retry-After, x-should-retry, x-request-id, x-farebox-provider, x-farebox-cost, "
+    "x-farebox-max-tokens, x-farebox-next-cursor, idempotent-replayed"
+)
+# The wildcard is for the headers that SDKs add of themselves; it does not cover Authorization.
+ALLOWED_HEADERS = "Authorization, Content-Type, Idempotency-Key, x-api-key, *"
 ALLOWED_METHODS = "GET, HEAD, POST, PATCH, OPTIONS"
 PREFLIGHT_HEADERS = [
     (b"access-control-allow-origin", b"*"),
@@ -32,6 +38,8 @@ PREFLIGHT_HEADERS = [
 ]
 CORS_HEADERS = [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", EXPOSED.encode())]
 STATELESS_PATHS = ("/v1/",)
+# Sent twice, one of them would be believed by us and the other by whoever stands between.
+SINGLE_HEADERS = (b"authorization", b"x-api-key", b"idempotency-key", b"content-type", b"content-encoding", b"host")
 
 _log = log.get("api")
 
@@ -43,6 +51,7 @@ class Application:
 
     def __init__(self, *, lifespan: Lifespan, allowed_hosts: tuple[str, ...]) -> None:
         self._hosts = frozenset(host.lower().encode() for host in allowed_hosts)
+        self._clock: Clock = SystemClock()
         self._paid: dict[str, ASGIApp] = {}
         self.rest = Starlette(
             routes=[*catalog.routes, *account.routes, *admin.routes, *status.routes],
@@ -54,6 +63,7 @@ class Application:
     def serve_with(self, found: Services) -> None:
         """Begin to serve: called once everything is ready."""
         self.rest.state.services = found
+        self._clock = found.clock
         chat = ChatCompletions(found.proxy, found.rail)
         self._paid = {"/v1/chat/completions": chat, "/v1/chat/completions/": chat}
 
@@ -61,31 +71,48 @@ class Application:
         if scope["type"] != "http":
             await self.rest(scope, receive, send)
             return
-        if self._hosts and not self._host_is_allowed(scope):
-            await _answer(send, *problem(InvalidRequest("this Host is not served here", param="Host")))
+        refused = self._refusal(scope)
+        if refused is not None:
+            await _answer(send, *problem(refused, request_id=self._new_id()))
             return
         if scope["path"].startswith(STATELESS_PATHS):
             if scope["method"] == "OPTIONS":
-                await _answer(send, 204, PREFLIGHT_HEADERS, b"")
+                await _answer(send, 204, [*PREFLIGHT_HEADERS, (b"x-request-id", self._new_id().encode())], b"")
                 return
             if any(name == b"origin" for name, _ in scope["headers"]):
-                send = _with_cors(send)
+                send = _with_headers(send, CORS_HEADERS)
         paid = self._paid.get(scope["path"])
-        await (paid or self.rest)(scope, receive, send)
+        if paid is not None:
+            await paid(scope, receive, send)
+        else:
+            await self.rest(scope, receive, _with_headers(send, [(b"x-request-id", self._new_id().encode())]))
+
+    def _refusal(self, scope: Scope) -> FareboxError | None:
+        """What is wrong with any request, wherever it goes."""
+        names = [name for name, _ in scope["headers"]]
+        if len(set(names)) != len(names):
+            for name in SINGLE_HEADERS:
+                if names.count(name) > 1:
+                    return InvalidRequest(f"send the header {name.decode()} once", param=name.decode())
+        if self._hosts and not self._host_is_allowed(scope):
+            return InvalidRequest("this Host is not served here", param="Host")
+        return None
+
+    def _new_id(self) -> str:
+        return new_id("req", self._clock.now_ms())
 
     def _host_is_allowed(self, scope: Scope) -> bool:
         hosts = [value.lower() for name, value in scope["headers"] if name == b"host"]
         return len(hosts) == 1 and (hosts[0] in self._hosts or hosts[0].rsplit(b":", 1)[0] in self._hosts)
 
 
-def _with_cors(send: Send) -> Send:
-    async def sending(message: dict[str, object]) -> None:
+def _with_headers(send: Send, more: list[tuple[bytes, bytes]]) -> Send:
+    async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = message.get("headers") or []
-            message = {**message, "headers": [*headers, *CORS_HEADERS]}  # type: ignore[misc]
+            message = {**message, "headers": [*message.get("headers", ()), *more]}
         await send(message)
 
-    return sending  # type: ignore[return-value]
+    return sending
 
 
 async def _answer(send: Send, status_code: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
@@ -109,12 +136,11 @@ async def _handle(_request: Request, error: Exception) -> Response:
 
 
 async def _not_found(request: Request, _error: Exception) -> Response:
-    message = f"nothing is at {request.url.path[:200]!r}; there is /v1/chat/completions, /v1/models and /v1/key"
+    # Not from `request.url`, which is made of the Host header and so of anything.
+    message = f"nothing is at {request.scope['path'][:200]!r}; there is /v1/chat/completions, /v1/models and /v1/key"
     return _response(NotFound(message, code="unknown_path"))
 
 
 async def _wrong_method(request: Request, error: Exception) -> Response:
     allowed = dict(getattr(error, "headers", None) or {}).get("Allow", "")
-    response = _response(MethodNotAllowed(f"{request.method} is not allowed here; use {allowed}"))
-    response.headers["allow"] = allowed
-    return response
+    return _response(MethodNotAllowed(f"{request.method} is not allowed here; use {allowed}", allow=allowed))

@@ -12,7 +12,7 @@ import orjson
 
 from app.admission import PaidRequest
 from app.errors import InvalidRequest
-from app.money import PicoUsd
+from app.money import PicoUsd, parse_price_per_million
 from app.pricing.quote import PromptSize
 from app.routing.candidates import NO_WISHES, PICO_USD_PER_CENT_PER_MILLION, Wishes
 from app.settings import Settings
@@ -26,9 +26,15 @@ TOOLS_MAX = 512
 TIMEOUT_MS_MAX = 30_000
 CENTS_MAX = 100_000_000
 NAMES_MAX = 64
-ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+NAME_CHARACTERS_SHOWN = 100
+LOGIT_BIAS_MAX = 100
+# Tuples, not sets: what a client sends may not be hashable.
+ROLES = ("assistant", "developer", "function", "system", "tool", "user")
+TOOL_TYPES = ("function", "custom")
+TOOL_CHOICES = ("none", "auto", "required")
+TEXT_PARTS = ("text", "refusal")
 STRATEGIES = ("cheapest", "fastest", "balanced")
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
 def _refuse(name: str, message: str) -> InvalidRequest:
@@ -82,13 +88,27 @@ def _tools(name: str, value: Any) -> None:
     if not isinstance(value, list) or len(value) > TOOLS_MAX:
         raise _refuse(name, f"must be a list of up to {TOOLS_MAX} tools")
     for index, tool in enumerate(value):
-        if not isinstance(tool, dict) or tool.get("type", "function") not in {"function", "custom"}:
+        if not isinstance(tool, dict) or tool.get("type", "function") not in TOOL_TYPES:
             raise _refuse(f"{name}[{index}]", "only function tools can be used here")
 
 
 def _tool_choice(name: str, value: Any) -> None:
-    if not isinstance(value, dict) and value not in {"none", "auto", "required"}:
+    if not isinstance(value, dict) and value not in TOOL_CHOICES:
         raise _refuse(name, "must be none, auto, required or a tool")
+
+
+def _logit_bias(name: str, value: Any) -> None:
+    if not isinstance(value, dict):
+        raise _refuse(name, "must be an object")
+    for token, bias in value.items():
+        _number(-LOGIT_BIAS_MAX, LOGIT_BIAS_MAX)(f"{name}.{token[:NAME_CHARACTERS_SHOWN]}", bias)
+
+
+def _stream_options(name: str, value: Any) -> None:
+    if not isinstance(value, dict):
+        raise _refuse(name, "must be an object")
+    if not isinstance(value.get("include_usage", False), bool):
+        raise _refuse(f"{name}.include_usage", "must be true or false")
 
 
 _string = _kind(str, "a string")
@@ -98,7 +118,7 @@ _boolean = _kind(bool, "true or false")
 CHECKS: Mapping[str, Check] = {
     "model": _string,
     "stream": _boolean,
-    "stream_options": _object,
+    "stream_options": _stream_options,
     "max_tokens": _integer(1, 2**31 - 1),
     "max_completion_tokens": _integer(1, 2**31 - 1),
     "temperature": _number(0, 2),
@@ -107,7 +127,7 @@ CHECKS: Mapping[str, Check] = {
     "stop": _stop,
     "presence_penalty": _number(-2, 2),
     "frequency_penalty": _number(-2, 2),
-    "logit_bias": _object,
+    "logit_bias": _logit_bias,
     "user": _string,
     "tools": _tools,
     "tool_choice": _tool_choice,
@@ -126,7 +146,8 @@ CHECKS: Mapping[str, Check] = {
     "provider": _object,
 }
 
-# Values that mean "nothing extra" are dropped; anything else costs or stores what nobody agreed to.
+# Values that mean "nothing extra" are dropped; anything else costs or stores what nobody agreed to, or
+# (the last rows) tells a provider that is a gateway itself where to go and with whose key.
 REFUSED: Mapping[str, tuple[Any, ...]] = {
     "best_of": (None, 1),
     "models": (None, []),
@@ -140,7 +161,16 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "background": (None, False),
     "prediction": (None,),
     "transforms": (None, []),
+    "fallbacks": (None, []),
+    "api_key": (None,),
+    "api_base": (None,),
+    "base_url": (None,),
+    "extra_headers": (None, {}),
+    "extra_body": (None, {}),
 }
+PROMPT_PARAMETERS = ("tools", "response_format")
+PROVIDER_SORTS = ("price", "throughput", "latency")
+PROVIDER_MEMBERS = ("order", "only", "ignore", "sort", "max_price", "allow_fallbacks")
 ROUTING = (
     "routing_strategy",
     "allow_external",
@@ -205,7 +235,7 @@ def _prompt_size(body: Mapping[str, Any], settings: Settings) -> PromptSize:
     text = images = audio = 0
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise _refuse(f"messages[{index}].role", f"must be one of {', '.join(sorted(ROLES))}")
+            raise _refuse(f"messages[{index}].role", f"must be one of {', '.join(ROLES)}")
         content = message.get("content")
         if isinstance(content, str):
             text += len(content.encode())
@@ -218,16 +248,17 @@ def _prompt_size(body: Mapping[str, Any], settings: Settings) -> PromptSize:
         others = {name: value for name, value in message.items() if name not in {"role", "content"}}
         if others:
             text += len(orjson.dumps(others))
-    for name in ("tools", "functions", "response_format"):
-        if name in body:
-            text += len(orjson.dumps(body[name]))
+    for name, value in body.items():
+        # A provider may make prompt of what is not known here (`functions`, `documents`, templates).
+        if name in PROMPT_PARAMETERS or (name not in CHECKS and name not in REFUSED and name != "messages"):
+            text += len(orjson.dumps(value))
     return PromptSize(text, len(messages), images, audio)
 
 
 def _part_size(where: str, part: Any, settings: Settings) -> tuple[int, int, int]:
     """Text bytes, images and audio bytes of one content part."""
     kind = part.get("type") if isinstance(part, dict) else None
-    if kind in {"text", "refusal"} and isinstance(part.get(kind), str):
+    if kind in TEXT_PARTS and isinstance(part.get(kind), str):
         return len(part[kind].encode()), 0, 0
     if kind == "image_url":
         image = part.get("image_url")
@@ -247,7 +278,10 @@ def _media_url(where: str, url: Any, settings: Settings) -> None:
         raise _refuse(where, "must be a string")
     if url.startswith("data:image/"):
         return
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise _refuse(where, "must be a URL") from error
     if parts.scheme == "https" and parts.hostname in settings.inference.media_hosts:
         return
     raise _refuse(where, "must be a data:image/... URL; remote media are not fetched here")
@@ -258,23 +292,59 @@ def _wishes(body: Mapping[str, Any]) -> Wishes:
     if (prices[0] is None) != (prices[1] is None):
         missing = "max_input_price_per_million" if prices[0] is None else "max_output_price_per_million"
         raise _refuse(missing, "set both price ceilings or neither")
-    provider = body.get("provider") or {}
     if not any(name in body for name in ROUTING):
         return NO_WISHES
+    provider = body.get("provider") or {}
     ceilings = [PicoUsd(price * PICO_USD_PER_CENT_PER_MILLION) if price is not None else None for price in prices]
-    fallbacks = provider.get("allow_fallbacks", True)
-    if not isinstance(fallbacks, bool):
-        raise _refuse("provider.allow_fallbacks", "must be true or false")
+    _check_provider(provider)
+    max_price = provider.get("max_price") or {}
     return Wishes(
         strategy=body.get("routing_strategy", "balanced"),
         allow_external=body.get("allow_external"),
-        max_input=ceilings[0],
-        max_output=ceilings[1],
+        max_input=_lower(ceilings[0], max_price, "prompt"),
+        max_output=_lower(ceilings[1], max_price, "completion"),
         order=_names(provider, "order"),
         only=_names(provider, "only"),
         ignore=_names(provider, "ignore"),
-        allow_fallbacks=fallbacks,
+        allow_fallbacks=provider.get("allow_fallbacks") is not False,
     )
+
+
+def _check_provider(provider: Mapping[str, Any]) -> None:
+    """A wish that cannot be kept is refused: to ignore it would break a promise about money or privacy."""
+    for name, value in provider.items():
+        if name not in PROVIDER_MEMBERS and value is not None:
+            shown = f"provider.{name[:NAME_CHARACTERS_SHOWN]}"
+            raise InvalidRequest(f"{shown}: not offered here; leave it out", code="unsupported_parameter", param=shown)
+    if not isinstance(provider.get("allow_fallbacks", True), bool | None):
+        raise _refuse("provider.allow_fallbacks", "must be true or false")
+    if provider.get("sort") is not None:
+        _one_of(*PROVIDER_SORTS)("provider.sort", provider["sort"])
+    max_price = provider.get("max_price")
+    if not isinstance(max_price, dict | None):
+        raise _refuse("provider.max_price", "must be an object with prompt and completion")
+    for name in max_price or ():
+        if name not in {"prompt", "completion"}:
+            shown = f"provider.max_price.{name[:NAME_CHARACTERS_SHOWN]}"
+            raise InvalidRequest(f"{shown}: not offered here; leave it out", code="unsupported_parameter", param=shown)
+
+
+def _lower(ceiling: PicoUsd | None, max_price: Mapping[str, Any], name: str) -> PicoUsd | None:
+    """The lower of a ceiling and OpenRouter's, which is USD per million tokens as a number or a string."""
+    value = max_price.get(name)
+    if value is None:
+        return ceiling
+    where = f"provider.max_price.{name}"
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise _refuse(where, "must be USD per million tokens")
+    try:
+        # The shortest text of a JSON number is what the client wrote: no arithmetic on floats.
+        price = parse_price_per_million(str(value))
+    except ValueError as error:
+        raise _refuse(where, "must be USD per million tokens with at most six decimal places") from error
+    if price < 0:
+        raise _refuse(where, "must not be negative")
+    return price if ceiling is None else min(ceiling, price)
 
 
 def _names(provider: Mapping[str, Any], name: str) -> tuple[str, ...]:

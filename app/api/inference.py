@@ -24,6 +24,7 @@ from app.errors import (
     RequestTimeout,
     UnsupportedMediaType,
 )
+from app.ledger.ids import new_id
 from app.proxy import PaidJob, Proxy
 from app.rails import idempotency
 from app.rails.rail import Rail
@@ -88,15 +89,15 @@ class ChatCompletions:
         except FareboxError as error:
             if error.retry_after_s is None and isinstance(error, IdempotencyConflict):
                 metrics.refusals.labels("idempotency").inc()
-            await _refuse(send, error, job, started=client.started)
+            await self._refuse(send, error, job, started=client.started)
         except Exception as error:
             metrics.alerts.labels("internal_error").inc()
             _log.error("request_failed", request_id=job.id if job else None, exc_info=error)
-            await _refuse(send, InvariantViolated("an internal error"), job, started=client.started)
+            await self._refuse(send, InvariantViolated("an internal error"), job, started=client.started)
 
     async def _job(self, scope: Scope, receive: Receive, client: AsgiClient) -> PaidJob:
         if scope["method"] != "POST":
-            raise MethodNotAllowed("use POST on this path", details={"allow": "POST"})
+            raise MethodNotAllowed(f"{scope['method'][:20]} is not allowed here; use POST", allow="POST")
         headers: Mapping[bytes, bytes] = dict(scope["headers"])
         payer = await self._rail.authenticate(headers)
         _media_type(headers.get(b"content-type", b""))
@@ -130,20 +131,20 @@ class ChatCompletions:
         finally:
             gone.cancel()
 
+    async def _refuse(self, send: Send, error: FareboxError, job: PaidJob | None, *, started: bool) -> None:
+        if started:
+            return
+        request_id = job.id if job else new_id("req", self._proxy.clock.now_ms())
+        status, headers, body = problem(error, request_id=request_id)
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
 
 def _log_failure(task: asyncio.Task[None]) -> None:
     """Nobody waits for this job any more: its refusal goes to the log."""
     error = None if task.cancelled() else task.exception()
     if error is not None and not isinstance(error, FareboxError):
         _log.error("abandoned_request_failed", exc_info=error)
-
-
-async def _refuse(send: Send, error: FareboxError, job: PaidJob | None, *, started: bool) -> None:
-    if started:
-        return
-    status, headers, body = problem(error, request_id=job.id if job else None)
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 def _media_type(value: bytes) -> None:
@@ -162,25 +163,19 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], *, bytes_m
         raise InvalidRequest("Content-Length is not a number", param="Content-Length")
     if len(declared) > 18 or int(declared) > bytes_max:
         raise PayloadTooLarge(f"the body is larger than {bytes_max} bytes")
-    message = await _receive(receive, timeout_s)
-    if not message.get("more_body"):
-        return _within(message.get("body", b""), bytes_max)
-    parts, size = [message.get("body", b"")], len(message.get("body", b""))
     loop = asyncio.get_running_loop()
     ends_s = loop.time() + timeout_s
-    while message.get("more_body"):
+    parts: list[bytes] = []
+    size = 0
+    while True:
         message = await _receive(receive, ends_s - loop.time())
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
+        part = message.get("body", b"")
+        size += len(part)
         if size > bytes_max:
             raise PayloadTooLarge(f"the body is larger than {bytes_max} bytes")
-    return b"".join(parts)
-
-
-def _within(body: bytes, bytes_max: int) -> bytes:
-    if len(body) > bytes_max:
-        raise PayloadTooLarge(f"the body is larger than {bytes_max} bytes")
-    return body
+        if not message.get("more_body"):
+            return b"".join((*parts, part)) if parts else part
+        parts.append(part)
 
 
 async def _receive(receive: Receive, timeout_s: float) -> Message:

@@ -57,11 +57,14 @@ class KeyBudget:
     version: int
 
     def roll(self, now: EpochMs) -> None:
-        """Start a new month or minute where the clock has passed into one."""
+        """Start a new month or minute where the clock has passed into one.
+
+        Never an earlier one: a replica whose clock is behind must not reset what others counted.
+        """
         month, minute = month_of(now), now // MS_PER_MINUTE
-        if month != self.month:
+        if month > self.month:
             self.month, self.spent_month = month, NanoUsd(0)
-        if minute != self.minute:
+        if minute > self.minute:
             self.minute, self.minute_requests, self.minute_tokens = minute, 0, 0
 
     def usable(self, condition: KeyCondition, *, now: EpochMs) -> BudgetRefusal | None:

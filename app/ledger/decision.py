@@ -366,8 +366,10 @@ def _post(books: Books, op: Post) -> Result:
             return Refused("no_account")
     if can_refuse(move.debit_account):
         payer = books.account(move.debit_account)
-        if payer.available < move.amount:
-            return Refused("insufficient_balance", available=NanoUsd(max(payer.available, 0)), required=move.amount)
+        # What was lent by a credit limit can be used, never paid out.
+        own = NanoUsd(payer.available - (payer.credit_limit if move.kind == transfers.REFUND else 0))
+        if own < move.amount:
+            return Refused("insufficient_balance", available=NanoUsd(max(own, 0)), required=move.amount)
         payer.debit(move.amount)
         books.accounts_changed.add(payer.id)
     if can_refuse(move.credit_account):

@@ -42,6 +42,7 @@ class Sweeper:
         self._owner_id = owner_id
         self._alone = alone
         self._in_flight = in_flight
+        self._judges_from_s = float("-inf")
         self.swept = 0
 
     async def register(self) -> None:
@@ -51,16 +52,24 @@ class Sweeper:
 
     async def beat(self) -> None:
         """Renew the lease."""
-        now = self._clock.now_ms()
-        if not await asyncio.to_thread(self._store.beat, self._owner_id, now=now):
-            await asyncio.to_thread(self._store.register, self._owner_id, now=now)
+        now, began_s = self._clock.now_ms(), self._clock.monotonic_s()
+        in_time = False
+        try:
+            if not await asyncio.to_thread(self._store.beat, self._owner_id, now=now):
+                await asyncio.to_thread(self._store.register, self._owner_id, now=now)
+            in_time = self._clock.monotonic_s() - began_s < self._settings.heartbeat_s
+        finally:
+            if not in_time:
+                # The others could not renew theirs either: what looks dead has a whole lease to show that it is not.
+                self._judges_from_s = self._clock.monotonic_s() + self._settings.lease_ttl_s
 
     async def sweep(self) -> int:
         """Resolve the holds of silent owners and of one's own lost jobs; returns how many requests."""
         now = self._clock.now_ms()
         # Alone on an SQLite file, whoever else owned a hold is gone: no need to wait for its lease.
         silent_since = EpochMs(now - (0 if self._alone else int(self._settings.lease_ttl_s * 1000)))
-        orphans = await asyncio.to_thread(self._store.orphaned, silent_since=silent_since)
+        judges = self._alone or self._clock.monotonic_s() >= self._judges_from_s
+        orphans = await asyncio.to_thread(self._store.orphaned, silent_since=silent_since) if judges else []
         count = 0
         for orphan in orphans:
             if orphan.owner_id != self._owner_id:

@@ -18,7 +18,8 @@ def credential(headers: Mapping[bytes, bytes]) -> str | None:
     scheme, _, bearer = authorization.partition(" ")
     bearer = bearer.strip()
     if authorization and scheme.lower() != BEARER:
-        raise AuthenticationFailed(f"the authorization scheme {scheme[:20]!r} is not known here; use Bearer")
+        # The scheme is not repeated: without one, it is the key itself that stands here.
+        raise AuthenticationFailed("the authorization scheme is not known here; send Authorization: Bearer <key>")
     if bearer and header_key and bearer != header_key:
         raise InvalidRequest("send one credential: Authorization or x-api-key, not both", param="x-api-key")
     return bearer or header_key or None

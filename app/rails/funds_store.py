@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, select
+from sqlalchemy import ColumnElement, Connection, Engine, select
 
 from app.clock import EpochMs, to_rfc3339
 from app.errors import NotFound
-from app.ledger.account import CUSTOMER_PREFIX
+from app.ledger.account import CUSTOMER_PREFIX, Account
 from app.ledger.transfer import REFUND, Transfer
 from app.money import format_usd
-from app.rails.funds import PAID_SUFFIX, REFUND_PREFIX, check_same, refund_transfer_id
-from app.tables import transfers
+from app.rails.funds import PAID_SUFFIX, REFUND_PREFIX, check_refundable, check_same, refund_transfer_id
+from app.tables import accounts, transfers
 
 REFUNDS_LISTED_MAX = 1000
 
@@ -43,10 +43,15 @@ class FundsStore:
         self._engine = engine
 
     def was_done(self, asked: Transfer) -> bool:
-        """Whether this very transfer was posted before. Raises `IdempotencyConflict` if another was."""
-        statement = select(transfers).where(transfers.c.id == asked.id)
+        """Whether this very transfer was posted before.
+
+        Raises `IdempotencyConflict` if its id was used for another, and `BillingRefused` or `NotFound`
+        for a refund that is still to be posted and that the payer's own funds do not cover.
+        """
         with self._engine.connect() as connection:
-            row = connection.execute(statement).first()
+            row = connection.execute(select(transfers).where(transfers.c.id == asked.id)).first()
+            if row is None and asked.kind == REFUND:
+                _check_own_funds(connection, asked)
         if row is None:
             return False
         check_same(Transfer._make(row), asked)
@@ -81,3 +86,12 @@ class FundsStore:
                 RefundRecord(Transfer._make(row[: len(Transfer._fields)]), row.paid_at_ms)
                 for row in connection.execute(statement)
             ]
+
+
+def _check_own_funds(connection: Connection, refund: Transfer) -> None:
+    columns = [accounts.c[name] for name in Account.__slots__]
+    row = connection.execute(select(*columns).where(accounts.c.id == refund.debit_account)).first()
+    if row is None:
+        raise NotFound("there is no such customer", param="customer_id")
+    account = Account(*row)
+    check_refundable(refund.amount, available=account.available, credit_limit=account.credit_limit)

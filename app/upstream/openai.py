@@ -62,7 +62,9 @@ class OpenAIProvider:
         try:
             body = orjson.loads(content)
         except orjson.JSONDecodeError as error:
-            raise UpstreamError("not_json", "the provider did not answer in JSON", status=200) from error
+            # It may well have done the work: another provider would do it again.
+            message = "the provider did not answer in JSON"
+            raise UpstreamError("not_json", message, status=200, fail_over=False) from error
         if not isinstance(body, dict) or not isinstance(body.get("choices"), list):
             raise _error_in_body(body)
         return body
@@ -111,7 +113,10 @@ class OpenAIProvider:
     async def _send(self, call: Call) -> aiohttp.ClientResponse:
         try:
             with Deadline(call.first_byte_timeout_s):
-                return await self._client().post(self._url, data=self._body(call), headers=self._headers())
+                # A redirect would take the operator's key and the client's words to another place.
+                return await self._client().post(
+                    self._url, data=self._body(call), headers=self._headers(), allow_redirects=False
+                )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise UpstreamError("connect", "the provider cannot be reached") from error
         except TimeoutError as error:

@@ -25,10 +25,15 @@ class EventSplitter:
         self._pending = b""
         self._after_cr = False
         self._at_start = True
+        self._start = b""
 
     def feed(self, block: bytes) -> list[bytes]:
         """The complete events of ``block``, in order. Raises `EventTooLarge`."""
-        if self._at_start and block:
+        if self._at_start:
+            block = self._start + block
+            if len(block) < len(BOM) and BOM.startswith(block):
+                self._start = block
+                return []
             self._at_start = False
             block = block.removeprefix(BOM)
         if self._after_cr or b"\r" in block:
@@ -48,8 +53,9 @@ class EventSplitter:
 
     def _with_newlines(self, block: bytes) -> bytes:
         """``\\r\\n`` and ``\\r`` as ``\\n``; a ``\\r`` at the end waits to see whether ``\\n`` follows."""
-        if self._after_cr and block.startswith(b"\n"):
-            block = block[1:]
+        if self._after_cr and block:
+            self._after_cr = False
+            block = block.removeprefix(b"\n")
         if block:
             self._after_cr = block.endswith(b"\r")
         return block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
