@@ -1,0 +1,1 @@
+"""Upstreams as they are in the wild, replayed over real HTTP on loopback."""
