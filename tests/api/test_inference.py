@@ -21,7 +21,7 @@ from tests.serving import FareboxServer, Payer, model, sandbox, upstream
 
 REPORTED = owed(prompt=USAGE.prompt, output=USAGE.completion)
 # The reference pages' own requests, to the letter but for the model's name.
-PAGE_000_SEARCH: dict[str, Any] = {
+SEARCH_SEARCH: dict[str, Any] = {
     "model": "dialect/ok",
     "messages": [
         {"role": "system", "content": "You are a concise technical assistant."},
@@ -36,17 +36,17 @@ PAGE_000_SEARCH: dict[str, Any] = {
         "safesearch": "moderate",
     },
 }
-PAGE_000_STREAM: dict[str, Any] = {
+SEARCH_STREAM: dict[str, Any] = {
     "model": "dialect/ok",
     "stream": True,
     "messages": [{"role": "user", "content": "Write a short Python example using requests."}],
 }
-PAGE_001: dict[str, Any] = {
+FINAL_USAGE: dict[str, Any] = {
     "model": "dialect/ok",
     "messages": [{"role": "user", "content": "Hello"}],
     "stream": False,
 }
-PAGE_001_ROUTING: dict[str, Any] = {
+FINAL_USAGE_ROUTING: dict[str, Any] = {
     "temperature": 1,
     "top_p": 0.9,
     "stop": ["END"],
@@ -61,10 +61,10 @@ PAGE_001_ROUTING: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def page_001(
+def final_usage(
     sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory, shared_dialects: DialectServer
 ) -> Iterator[FareboxServer]:
-    """A server as page 001 describes it: streams by default, with usage in the last chunk."""
+    """A server in the form that some clients expect: streams by default, with usage in the last chunk."""
     folder = tmp_path_factory.mktemp("page")
     url = f"sqlite:///{shutil.copy(sqlite_template, folder / 'farebox.db')}"
     models = [
@@ -101,9 +101,9 @@ def refused(response: httpx.Response, status: int) -> dict[str, Any]:
 # The reference pages.
 
 
-def test_page_000_without_search_answers_as_shown(farebox: FareboxServer, shared_dialects: DialectServer) -> None:
+def test_search_page_without_search_answers_as_shown(farebox: FareboxServer, shared_dialects: DialectServer) -> None:
     payer = farebox.payer()
-    sent = {name: value for name, value in PAGE_000_SEARCH.items() if not name.startswith("web_search")}
+    sent = {name: value for name, value in SEARCH_SEARCH.items() if not name.startswith("web_search")}
     for key in ({"Authorization": f"Bearer {payer.key}"}, {"x-api-key": payer.key}):
         response = httpx.post(farebox.url + PATH, json={**sent, "web_search": False}, headers=key, timeout=30)
         answer = response.raise_for_status().json()
@@ -123,18 +123,18 @@ def test_page_000_without_search_answers_as_shown(farebox: FareboxServer, shared
 
 
 @pytest.mark.parametrize("left_out", ["web_search", "web_search_options"])
-def test_page_000_search_is_refused_by_name(left_out: str, farebox: FareboxServer) -> None:
+def test_search_page_search_is_refused_by_name(left_out: str, farebox: FareboxServer) -> None:
     payer = farebox.payer()
-    sent = {name: value for name, value in PAGE_000_SEARCH.items() if name != left_out}
+    sent = {name: value for name, value in SEARCH_SEARCH.items() if name != left_out}
     error = refused(post(farebox, payer, sent), 400)
     assert error["param"] == ({"web_search", "web_search_options"} - {left_out}).pop()
     assert error["code"] == "unsupported_parameter"
     assert_nothing_charged(farebox, payer)
 
 
-def test_page_000_stream_answers_as_shown(farebox: FareboxServer) -> None:
+def test_search_page_stream_answers_as_shown(farebox: FareboxServer) -> None:
     payer = farebox.payer()
-    with httpx.stream("POST", farebox.url + PATH, json=PAGE_000_STREAM, headers=payer.headers, timeout=30) as response:
+    with httpx.stream("POST", farebox.url + PATH, json=SEARCH_STREAM, headers=payer.headers, timeout=30) as response:
         assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
         assert response.headers["cache-control"] == "no-cache, no-transform"
         assert response.headers["x-accel-buffering"] == "no"
@@ -149,9 +149,9 @@ def test_page_000_stream_answers_as_shown(farebox: FareboxServer) -> None:
     farebox.assert_green()
 
 
-def test_page_001_request_answers_as_shown(farebox: FareboxServer, shared_dialects: DialectServer) -> None:
+def test_final_usage_request_answers_as_shown(farebox: FareboxServer, shared_dialects: DialectServer) -> None:
     payer = farebox.payer()
-    response = post(farebox, payer, {**PAGE_001, **PAGE_001_ROUTING, "max_tokens": 100})
+    response = post(farebox, payer, {**FINAL_USAGE, **FINAL_USAGE_ROUTING, "max_tokens": 100})
     answer = response.raise_for_status().json()
     assert answer["choices"][0]["message"] == {"role": "assistant", "content": TEXT}
     assert answer["usage"]["total_tokens"] == USAGE.total
@@ -167,10 +167,10 @@ def test_page_001_request_answers_as_shown(farebox: FareboxServer, shared_dialec
 
 
 @pytest.mark.parametrize("name", ["ok", "azure", "vllm", "gemini", "mistral", "none"])
-def test_page_001_stream_has_usage_in_its_last_chunk(name: str, page_001: FareboxServer) -> None:
-    payer = page_001.payer()
-    sent = {"model": f"dialect/{name}", "messages": PAGE_001["messages"]}
-    response = httpx.post(page_001.url + PATH, json=sent, headers=payer.headers, timeout=30)
+def test_final_usage_stream_has_usage_in_its_last_chunk(name: str, final_usage: FareboxServer) -> None:
+    payer = final_usage.payer()
+    sent = {"model": f"dialect/{name}", "messages": FINAL_USAGE["messages"]}
+    response = httpx.post(final_usage.url + PATH, json=sent, headers=payer.headers, timeout=30)
     assert response.headers["content-type"].startswith("text/event-stream")
     found = Stream(response.status_code, response.headers, response.content)
     *earlier, last = found.events
@@ -179,16 +179,16 @@ def test_page_001_stream_has_usage_in_its_last_chunk(name: str, page_001: Farebo
     assert all(event["choices"] and not event.get("usage") for event in earlier if event["choices"])
     assert [choice["finish_reason"] for choice in last["choices"]] == ["stop"]
     assert last["usage"]["total_tokens"] == last["usage"]["prompt_tokens"] + last["usage"]["completion_tokens"] > 0
-    charged = charge(page_001, payer)
+    charged = charge(final_usage, payer)
     assert usd(charged) == f"{last['usage']['cost']:f}".rstrip("0")
-    page_001.assert_green()
+    final_usage.assert_green()
 
 
-def test_page_001_server_still_answers_whole_when_asked(page_001: FareboxServer) -> None:
-    payer = page_001.payer()
-    answer = post(page_001, payer, PAGE_001).raise_for_status().json()
+def test_final_usage_server_still_answers_whole_when_asked(final_usage: FareboxServer) -> None:
+    payer = final_usage.payer()
+    answer = post(final_usage, payer, FINAL_USAGE).raise_for_status().json()
     assert answer["object"] == "chat.completion"
-    assert charge(page_001, payer) == REPORTED
+    assert charge(final_usage, payer) == REPORTED
 
 
 # What a provider is sent.
@@ -236,7 +236,7 @@ def test_parameters_pass_and_ours_are_taken_out(farebox: FareboxServer, shared_d
         "parallel_tool_calls": False,
         "something_new": {"a": [1, "é"]},
     }
-    ours = {**PAGE_001_ROUTING, "provider": {"only": ["dialects"]}, "store": False, "best_of": 1, "top_p": -1}
+    ours = {**FINAL_USAGE_ROUTING, "provider": {"only": ["dialects"]}, "store": False, "best_of": 1, "top_p": -1}
     sent = {name: value for name, value in ours.items() if name not in passed}
     whole(farebox, payer, "dialect/ok", max_completion_tokens=64, **passed, **sent).raise_for_status()
     seen = shared_dialects.last.body
@@ -251,7 +251,7 @@ def test_parameters_pass_and_ours_are_taken_out(farebox: FareboxServer, shared_d
 
 def test_missing_key_is_401(farebox: FareboxServer) -> None:
     for headers in ({}, {"Authorization": ""}, {"Authorization": "Bearer"}, {"x-api-key": ""}):
-        response = post(farebox, None, PAGE_001, **headers)
+        response = post(farebox, None, FINAL_USAGE, **headers)
         error = refused(response, 401)
         assert (error["type"], error["code"], error["param"]) == ("auth_error", "missing_api_key", None)
         assert response.headers["www-authenticate"] == "Bearer"
@@ -261,7 +261,7 @@ def test_missing_key_is_401(farebox: FareboxServer) -> None:
 @pytest.mark.parametrize("key", ["sk-fb-unknown", "sk-fb-" + "A" * 43, "wallet", "x" * 1000])
 def test_unknown_key_is_401(key: str, farebox: FareboxServer) -> None:
     for headers in ({"Authorization": f"Bearer {key}"}, {"x-api-key": key}):
-        response = post(farebox, None, PAGE_001, **headers)
+        response = post(farebox, None, FINAL_USAGE, **headers)
         error = refused(response, 401)
         assert (error["type"], error["code"]) == ("auth_error", "invalid_api_key")
         assert key not in response.text
@@ -269,15 +269,15 @@ def test_unknown_key_is_401(key: str, farebox: FareboxServer) -> None:
 
 @pytest.mark.parametrize("scheme", ["Basic", "Payment", "Token"])
 def test_other_scheme_is_401(scheme: str, farebox: FareboxServer) -> None:
-    assert refused(post(farebox, None, PAGE_001, Authorization=f"{scheme} abc"), 401)["type"] == "auth_error"
+    assert refused(post(farebox, None, FINAL_USAGE, Authorization=f"{scheme} abc"), 401)["type"] == "auth_error"
 
 
 def test_revoked_and_expired_keys_are_401(farebox: FareboxServer) -> None:
     payer = farebox.payer()
-    post(farebox, payer, PAGE_001).raise_for_status()
+    post(farebox, payer, FINAL_USAGE).raise_for_status()
     farebox.wait_settled(payer, requests=1)
     farebox.keys.revoke(payer.key_id)
-    error = refused(post(farebox, payer, PAGE_001), 401)
+    error = refused(post(farebox, payer, FINAL_USAGE), 401)
     assert (error["type"], error["code"]) == ("auth_error", "api_key_revoked")
     farebox.wait_settled(payer)
     farebox.assert_green()
@@ -285,7 +285,7 @@ def test_revoked_and_expired_keys_are_401(farebox: FareboxServer) -> None:
 
 def test_two_credentials_are_400(farebox: FareboxServer) -> None:
     payer, other = farebox.payer(), farebox.payer()
-    error = refused(post(farebox, payer, PAGE_001, **{"x-api-key": other.key}), 400)
+    error = refused(post(farebox, payer, FINAL_USAGE, **{"x-api-key": other.key}), 400)
     assert (error["type"], error["param"]) == ("invalid_request_error", "x-api-key")
     assert_nothing_charged(farebox, payer)
     assert_nothing_charged(farebox, other)
@@ -293,7 +293,7 @@ def test_two_credentials_are_400(farebox: FareboxServer) -> None:
 
 def test_one_credential_in_both_places_is_one(farebox: FareboxServer) -> None:
     payer = farebox.payer()
-    post(farebox, payer, PAGE_001, **{"x-api-key": payer.key}).raise_for_status()
+    post(farebox, payer, FINAL_USAGE, **{"x-api-key": payer.key}).raise_for_status()
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -311,22 +311,22 @@ def test_empty_balance_is_402_and_says_what_helps(streamed: bool, farebox: Fareb
 
 def test_model_that_the_key_may_not_use_is_403(farebox: FareboxServer) -> None:
     payer = farebox.payer(limits=KeyLimits(models=("sandbox/echo",)))
-    error = refused(post(farebox, payer, PAGE_001), 403)
+    error = refused(post(farebox, payer, FINAL_USAGE), 403)
     assert (error["type"], error["code"]) == ("permission_error", "model_not_allowed")
     assert_nothing_charged(farebox, payer)
 
 
 def test_unknown_model_is_404(farebox: FareboxServer) -> None:
     payer = farebox.payer()
-    error = refused(post(farebox, payer, {**PAGE_001, "model": "nothing"}), 404)
+    error = refused(post(farebox, payer, {**FINAL_USAGE, "model": "nothing"}), 404)
     assert (error["type"], error["code"], error["param"]) == ("not_found_error", "model_not_found", "model")
     assert_nothing_charged(farebox, payer)
 
 
 def test_used_idempotency_key_is_409(farebox: FareboxServer) -> None:
     payer = farebox.payer()
-    post(farebox, payer, PAGE_001, **{"Idempotency-Key": "one"}).raise_for_status()
-    response = post(farebox, payer, {**PAGE_001, "seed": 1}, **{"Idempotency-Key": "one"})
+    post(farebox, payer, FINAL_USAGE, **{"Idempotency-Key": "one"}).raise_for_status()
+    response = post(farebox, payer, {**FINAL_USAGE, "seed": 1}, **{"Idempotency-Key": "one"})
     error = refused(response, 409)
     assert (error["type"], error["code"], error["param"]) == (
         "idempotency_error",
@@ -340,7 +340,7 @@ def test_used_idempotency_key_is_409(farebox: FareboxServer) -> None:
 def test_used_up_rate_is_429_with_a_time(farebox: FareboxServer) -> None:
     payer = farebox.payer(limits=KeyLimits(requests_per_minute=1))
     # Two minutes may begin while three requests are sent; a third in one of them is refused.
-    responses = [post(farebox, payer, PAGE_001) for _ in range(4)]
+    responses = [post(farebox, payer, FINAL_USAGE) for _ in range(4)]
     limited = [response for response in responses if response.status_code != 200]
     assert limited
     for response in limited:
@@ -375,7 +375,7 @@ def test_failed_providers_are_502_and_counted(streamed: bool, farebox: FareboxSe
 )
 def test_wishes_that_nobody_meets_are_503(wishes: dict[str, Any], code: str, said: str, farebox: FareboxServer) -> None:
     payer = farebox.payer()
-    error = refused(post(farebox, payer, {**PAGE_001, **wishes}), 503)
+    error = refused(post(farebox, payer, {**FINAL_USAGE, **wishes}), 503)
     assert (error["type"], error["code"]) == ("server_error", code)
     assert said in error["message"]
     assert_nothing_charged(farebox, payer)
