@@ -16,6 +16,7 @@ STATEMENT_TIMEOUT_MS = 30_000
 CONNECT_TIMEOUT_S = 5
 WAL_PAUSE_S = 0.02
 WAL_TRIES_MAX = 500
+WAL_PAGES = 8000
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 # Two replicas that start together migrate one after the other.
 MIGRATION_LOCK = 8402_0001
@@ -56,7 +57,9 @@ def _sqlite(url: URL) -> Engine:
     def _pragmas(connection: Any, _record: Any) -> None:
         cursor = connection.cursor()
         _write_ahead(cursor)
-        for pragma in ("synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
+        # A checkpoint copies the same few pages back each time: seldom is cheaper, and 32 MB is little.
+        settings = (f"wal_autocheckpoint={WAL_PAGES}", f"busy_timeout={BUSY_TIMEOUT_MS}")
+        for pragma in ("synchronous=FULL", "foreign_keys=ON", *settings):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
