@@ -1,4 +1,4 @@
-"""A bound on a wait that costs a microsecond: `asyncio.timeout` costs five, twice per request."""
+"""A bound on a wait, for the hot path: a third cheaper than `asyncio.timeout` (4.9 µs against 7.4)."""
 
 import asyncio
 from types import TracebackType
