@@ -10,6 +10,10 @@
     ├── AuthenticationFailed        401  a missing, unknown or revoked key
     ├── PermissionDenied            403  a key that may not do this
     ├── BillingRefused              402  balance or spend limit
+    ├── PaymentProblem              402  a wallet must pay, or its proof is not good (RFC 9457)
+    │   ├── PaymentMalformed        400
+    │   ├── PaymentGone             410  a channel that is closed or was never there
+    │   └── PaymentTooFast          429  vouchers of one channel, faster than they are verified
     ├── NotFound                    404
     │   └── MethodNotAllowed        405
     ├── IdempotencyConflict         409
@@ -24,6 +28,7 @@ Each class owns its HTTP status, its OpenAI ``type`` and ``code``, and whether a
 (SDKs retry 409, 429 and 5xx on their own; ``x-should-retry: false`` stops them).
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -103,6 +108,51 @@ class BillingRefused(FareboxError):
     status = 402
     type = "billing_error"
     default_code = "insufficient_balance"
+
+
+class PaymentProblem(FareboxError):
+    """What stands between a wallet and what it asked for, with the challenges that would be accepted.
+
+    ``slug`` is the problem type below `https://paymentauth.org/problems/`; ``headers`` go out with it.
+    """
+
+    status = 402
+    type = "payment_required"
+    default_code = "payment_required"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        slug: str = "payment-required",
+        headers: Sequence[tuple[str, str]] = (),
+        retry_after_s: int | None = None,
+        details: dict[str, object] | None = None,
+    ) -> None:
+        code = slug.rsplit("/", 1)[-1].replace("-", "_")
+        super().__init__(message, code=code, retry_after_s=retry_after_s, details=details)
+        self.slug = slug
+        self.headers = tuple(headers)
+
+
+class PaymentMalformed(PaymentProblem):
+    """The credential cannot be read."""
+
+    status = 400
+
+
+class PaymentGone(PaymentProblem):
+    """The channel is closed, or nobody knows it."""
+
+    status = 410
+
+
+class PaymentTooFast(PaymentProblem):
+    """One channel's vouchers come faster than they are verified."""
+
+    status = 429
+    type = "rate_limit_error"
+    retry_helps = True
 
 
 class NotFound(FareboxError):

@@ -11,10 +11,13 @@ from typing import NewType
 
 NanoUsd = NewType("NanoUsd", int)
 PicoUsd = NewType("PicoUsd", int)
+# Of a USD token with six decimals (TIP-20, USDC): 1e-6 USD. No other token is taken.
+BaseUnits = NewType("BaseUnits", int)
 
 ZERO = NanoUsd(0)
 NANO_PER_USD = 10**9
 PICO_PER_NANO = 1000
+NANO_PER_BASE_UNIT = 1000
 TOKENS_PER_MILLION = 10**6
 # A BIGINT holds 9.2e18; no single amount may come near the sum of many.
 AMOUNT_NANO_USD_MAX = NanoUsd(10**15)
@@ -40,6 +43,21 @@ def units_affordable(available: NanoUsd, *, price: PicoUsd) -> int:
     if price <= 0:
         raise ValueError("a free unit has no affordable number")
     return max(0, available * PICO_PER_NANO // price)
+
+
+def nano_usd_of(amount: BaseUnits) -> NanoUsd:
+    """Token base units in the ledger's unit: exact."""
+    return NanoUsd(amount * NANO_PER_BASE_UNIT)
+
+
+def base_units_up(amount: NanoUsd) -> BaseUnits:
+    """What a client must authorise for ``amount``: rounded **up**."""
+    return BaseUnits(-(-amount // NANO_PER_BASE_UNIT))
+
+
+def base_units_down(amount: NanoUsd) -> BaseUnits:
+    """What receipts, closes and captures say of ``amount``: rounded **down**."""
+    return BaseUnits(amount // NANO_PER_BASE_UNIT)
 
 
 def parse_usd(text: str) -> NanoUsd:

@@ -21,6 +21,7 @@ DEPTH_MAX = 200
 
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Address = Annotated[str, Field(pattern=r"^0x[0-9a-fA-F]{40}$")]
 
 
 class SettingsError(Exception):
@@ -236,6 +237,71 @@ SANDBOX = ProviderSettings(
 )
 
 
+class ChannelSettings(_Section):
+    """One kind of channel that is offered: a backend, a chain, an escrow and a token."""
+
+    backend: Literal["tempo-v2", "tempo-v1", "evm"] = Field(..., description="tempo-v2 | tempo-v1 | evm")
+    chain_id: Positive = Field(..., description="the chain's id; checked against the node at start")
+    rpc_url: Annotated[str, Field(pattern=r"^https?://")] = Field(..., description="JSON-RPC of a node of that chain")
+    escrow: Address = Field(..., description="the channel escrow; for tempo-v2 the reserve precompile")
+    currency: Address = Field(..., description="the USD token; it must have six decimals")
+    payee_key_env: str = Field("FAREBOX_PAYEE_KEY", description="variable with the key that signs settlements")
+    recipient: Address | None = Field(None, description="payee address where it is not the key's own (tempo-v2)")
+    fee_payer: bool = Field(False, description="pay the fees of clients' open and topUp")
+    foreign_escrow: bool = Field(
+        False, description="tempo-v1: somebody else's escrow, whose close pays the whole voucher; streams only"
+    )
+    confirmations: Annotated[int, Field(ge=1, le=1000)] = Field(1, description="blocks until a transaction counts")
+    eip3009: bool = Field(False, description="evm: also take opens and top-ups by EIP-3009 authorization")
+
+
+class MppSettings(_Section):
+    """Payment from wallets: challenges, vouchers, and what is done on chain."""
+
+    realm: Annotated[str, Field(min_length=1, max_length=200)] = Field(
+        "farebox", description="named in challenges; the public host name"
+    )
+    secret_env: str = Field(
+        "FAREBOX_MPP_SECRET",
+        description="variable with the challenge secret; generated and kept beside the database when unset",
+    )
+    previous_secret_env: str = Field(
+        "FAREBOX_MPP_SECRET_PREVIOUS", description="variable with the secret before: its challenges stay valid"
+    )
+    suggested_deposit: str = Field("1.00", description="deposit that challenges suggest, USD")
+    deposit_max: str = Field("10000.00", description="largest deposit of a channel that is served, USD")
+    challenge_ttl_s: Annotated[int, Field(ge=30, le=86_400)] = Field(300, description="time to answer a challenge")
+    voucher_timeout_s: Seconds = Field(60, description="a paused stream waits this long for a voucher")
+    vouchers_per_second: Positive = Field(10, description="voucher updates a second, per channel")
+    min_voucher_delta: str = Field("0.00", description="least increase between vouchers, USD")
+    v1_exposure_max: str = Field("0.01", description="window on an escrow whose close pays whole vouchers, USD")
+    exposure_max: str = Field("5.00", description="unsettled spending of a channel at which it is settled, USD")
+    settle_after_s: Annotated[int, Field(ge=60)] = Field(86_400, description="unsettled spending older is settled")
+    settle_min: str = Field("0.01", description="least unsettled spending that age alone settles, USD")
+    sponsored_fees_per_day: str = Field("5.00", description="budget of fees paid for clients, per channel kind, USD")
+    chain_lag_max_s: Seconds = Field(300, description="service on channels stops when the watcher is this far behind")
+    watch_every_s: Seconds = Field(2, description="how often the chain is looked at")
+    log_range_max: Positive = Field(1000, description="blocks asked for at once")
+    rpc_timeout_s: Seconds = Field(10, description="time for one answer of a node")
+    confirm_timeout_s: Seconds = Field(30, description="time for a client's transaction to be mined")
+    channels: tuple[ChannelSettings, ...] = Field((), description="what is offered, in this order; none: no wallets")
+
+    @field_validator(
+        "suggested_deposit",
+        "deposit_max",
+        "min_voucher_delta",
+        "v1_exposure_max",
+        "exposure_max",
+        "settle_min",
+        "sponsored_fees_per_day",
+    )
+    @classmethod
+    def _amount(cls, text: str) -> str:
+        if parse_usd(text) < 0:
+            raise ValueError("an amount is not negative")
+        return text
+
+
 class Settings(_Section):
     """All of it. The defaults run the proxy on SQLite with the built-in sandbox provider."""
 
@@ -243,6 +309,7 @@ class Settings(_Section):
     database: DatabaseSettings = DatabaseSettings()
     ledger: LedgerSettings = LedgerSettings()
     inference: InferenceSettings = InferenceSettings()
+    mpp: MppSettings = MppSettings()
     providers: tuple[ProviderSettings, ...] = (SANDBOX,)
 
     @model_validator(mode="after")
@@ -250,6 +317,9 @@ class Settings(_Section):
         names = [provider.name for provider in self.providers]
         if len(set(names)) != len(names):
             raise ValueError("two providers have the same name")
+        # A voucher is ahead of what is spent by a window, and only what is spent is settled.
+        if parse_usd(self.mpp.exposure_max) < 2 * parse_usd(self.ledger.window_cost_max):
+            raise ValueError("mpp.exposure_max must be at least twice ledger.window_cost_max")
         owners: dict[str, str] = {}
         for provider in self.providers:
             for model in provider.models:

@@ -3,16 +3,22 @@
 import orjson
 
 from app.answer import error_body
-from app.errors import FareboxError, MethodNotAllowed
+from app.errors import FareboxError, MethodNotAllowed, PaymentProblem
+from app.mpp.session import PROBLEMS
 
 Headers = list[tuple[bytes, bytes]]
 
 
 def problem(error: FareboxError, *, request_id: str | None = None) -> tuple[int, Headers, bytes]:
     """Status, headers and body of an error."""
-    body = orjson.dumps({"error": error_body(error)})
+    kind = b"application/json"
+    content: dict[str, object] = {"error": error_body(error)}
+    if isinstance(error, PaymentProblem):
+        # RFC 9457, with the OpenAI error object beside it for SDKs that have no wallet.
+        kind, content = b"application/problem+json", problem_details(error) | content
+    body = orjson.dumps(content)
     headers: Headers = [
-        (b"content-type", b"application/json"),
+        (b"content-type", kind),
         (b"content-length", str(len(body)).encode()),
         (b"cache-control", b"no-store"),
     ]
@@ -27,4 +33,18 @@ def problem(error: FareboxError, *, request_id: str | None = None) -> tuple[int,
         headers.append((b"allow", error.allow.encode()))
     if request_id is not None:
         headers.append((b"x-request-id", request_id.encode()))
+    if isinstance(error, PaymentProblem):
+        headers += [(name.encode(), value.encode("latin-1", "replace")) for name, value in error.headers]
     return error.status, headers, body
+
+
+def problem_details(error: PaymentProblem) -> dict[str, object]:
+    """The members of RFC 9457, and what else the problem's type has."""
+    title = error.slug.rsplit("/", 1)[-1].replace("-", " ").capitalize()
+    return {
+        "type": PROBLEMS + error.slug,
+        "title": title,
+        "status": error.status,
+        "detail": error.message,
+        **error.details,
+    }

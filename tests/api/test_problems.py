@@ -8,9 +8,11 @@ import pytest
 from app import errors
 from app.answer import error_body
 from app.api.problems import problem
-from app.errors import FareboxError, MethodNotAllowed
+from app.errors import FareboxError, MethodNotAllowed, PaymentProblem
 
-CLASSES = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, FareboxError)]
+ALL = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, FareboxError)]
+CLASSES = [kind for kind in ALL if not issubclass(kind, PaymentProblem)]
+PAYMENT = [kind for kind in ALL if issubclass(kind, PaymentProblem)]
 RETRIED = {429, 502, 503}
 
 
@@ -35,6 +37,25 @@ def test_every_error_has_the_one_shape(kind: type[FareboxError]) -> None:
     assert (b"www-authenticate" in found) is (status == 401)
     assert found.get(b"allow") == (b"GET, HEAD" if status == 405 else None)
     assert b"retry-after" not in found
+
+
+@pytest.mark.parametrize("kind", PAYMENT)
+def test_a_payment_problem_is_a_problem_document_with_the_one_shape_inside(kind: type[PaymentProblem]) -> None:
+    error = kind("why", slug="session/delta-too-small", headers=[("WWW-Authenticate", "Payment x")], details={"a": "1"})
+    status, headers, body = problem(error, request_id="req_1")
+    assert status == kind.status
+    assert json.loads(body) == {
+        "type": "https://paymentauth.org/problems/session/delta-too-small",
+        "title": "Delta too small",
+        "status": status,
+        "detail": "why",
+        "a": "1",
+        "error": {"message": "why", "type": error.type, "code": "delta_too_small", "param": None, "a": "1"},
+    }
+    found = dict(headers)
+    assert found[b"content-type"] == b"application/problem+json"
+    assert found[b"cache-control"] == b"no-store"
+    assert found[b"WWW-Authenticate"] == b"Payment x"
 
 
 def test_what_an_error_knows_is_said() -> None:

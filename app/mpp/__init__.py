@@ -1,0 +1,1 @@
+"""The payment protocol's wire primitives. Pure."""
