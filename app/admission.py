@@ -5,14 +5,25 @@ prompt and a first window of output, and extends ahead of delivery. All arithmet
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from app.errors import AuthenticationFailed, BillingRefused, FareboxError, InvalidRequest, PermissionDenied, RateLimited
-from app.ledger.operation import Admitted, Refused
+from app.clock import EpochMs
+from app.errors import (
+    AuthenticationFailed,
+    BillingRefused,
+    FareboxError,
+    InvalidRequest,
+    NoProviderAvailable,
+    PermissionDenied,
+    RateLimited,
+)
+from app.ledger.operation import Admitted, Refused, Row
 from app.money import PICO_PER_NANO, NanoUsd, PicoUsd, cost_nano_usd, format_usd, parse_usd, units_affordable
+from app.pricing.price_book import PriceVersion
 from app.pricing.quote import PromptSize, TokenRatio, output_bound
+from app.rails.rail import Payer
 from app.routing.candidates import Candidate, Wishes
 from app.settings import InferenceSettings, LedgerSettings
 
@@ -36,6 +47,25 @@ class PaidRequest:
     wishes: Wishes = Wishes()
     first_byte_timeout_s: float | None = None
     idempotency_key: str | None = None
+    # Prices that a challenge promised, by provider and model; empty: those of now.
+    prices: Mapping[tuple[str, str], PriceVersion] = field(default_factory=dict)
+
+
+def priced(request: PaidRequest, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates at the prices that the request was promised; one that was not promised is left out.
+
+    Raises `NoProviderAvailable`.
+    """
+    if not request.prices:
+        return list(candidates)
+    found = [
+        replace(candidate, price=request.prices[candidate.provider.name, candidate.model.id])
+        for candidate in candidates
+        if (candidate.provider.name, candidate.model.id) in request.prices
+    ]
+    if not found:
+        raise NoProviderAvailable("no provider is left at the price that the challenge promised; ask again")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +112,12 @@ class Plan:
         if self.output_price == 0:
             return self.output_tokens_max if left >= 0 else 0
         return max(0, left // self.output_price)
+
+    def within(self, funds: NanoUsd) -> "Plan":
+        """The plan with its limit clipped to what ``funds`` can still buy, and no longer a default."""
+        limit = max(1, min(self.limit, self.affordable(funds) // self.choices))
+        window = max(1, min(self.window, limit * self.choices))
+        return replace(self, limit=limit, limit_defaulted=False, window=window)
 
     def admitted(self, granted: Admitted) -> tuple["Plan", int]:
         """The plan as the ledger let it: with a default limit clipped, and the tokens that are held."""
@@ -131,6 +167,23 @@ def plan_for(
     )
 
 
+def request_row(request_id: str, payer: Payer, request: PaidRequest, plan: Plan, *, model_id: str, at: EpochMs) -> Row:
+    """The row of `requests`, in the order of its columns."""
+    tokens = plan.prompt_tokens_expected + plan.output_tokens_max
+    return (
+        request_id,
+        payer.account_id,
+        payer.key_id,
+        request.endpoint,
+        model_id,
+        request.stream,
+        plan.limit,
+        tokens,
+        plan.ceiling,
+        at,
+    )
+
+
 @lru_cache(maxsize=1024)
 def _window_tokens(output_price: PicoUsd, cost_max: str) -> int:
     return max(1, units_affordable(parse_usd(cost_max), price=output_price)) if output_price else 2**31
@@ -148,6 +201,16 @@ _KEY_REFUSALS: Mapping[str, tuple[type[FareboxError], str]] = {
 }
 
 
+# Said in mid-stream, where no challenge can be sent any more.
+_CHANNEL_STOPS: Mapping[str, str] = {
+    "channel_closing": "the channel is closing: this is all that was delivered and billed",
+    "channel_finalized": "the channel is closed: this is all that was delivered and billed",
+    "channel_not_found": "the channel is not known here any more",
+    "challenge_used": "this challenge bought content already",
+    "exposure": "too much of this channel is not settled yet",
+}
+
+
 def refusal(refused: Refused, plan: Plan | None, *, limit_param: str) -> FareboxError:
     """The error that tells a payer why the ledger refused, and what would help."""
     if refused.reason in _KEY_REFUSALS:
@@ -160,6 +223,8 @@ def refusal(refused: Refused, plan: Plan | None, *, limit_param: str) -> Farebox
             code=refused.reason,
             retry_after_s=refused.retry_after_s,
         )
+    if refused.reason in _CHANNEL_STOPS:
+        return BillingRefused(_CHANNEL_STOPS[refused.reason], code=refused.reason)
     available, required = format_usd(refused.available), format_usd(refused.required)
     details: dict[str, object] = {"available": available, "required": required, "currency": "USD"}
     subject = "this key's spend limit leaves" if refused.reason == "spend_limit" else "the balance has"

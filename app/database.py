@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url, text
+from sqlalchemy.dialects import postgresql as postgresql_dialect
+from sqlalchemy.dialects import sqlite as sqlite_dialect
 
 from app.settings import DatabaseSettings
 
@@ -86,6 +88,13 @@ def _write_ahead(cursor: sqlite3.Cursor) -> None:
 def is_sqlite(engine: Engine) -> bool:
     """Whether the engine is the embedded default."""
     return engine.dialect.name == "sqlite"
+
+
+def insert_or_ignore(engine: Engine, table: Table) -> Any:
+    """An insert that leaves a row that is there as it is."""
+    if is_sqlite(engine):
+        return sqlite_dialect.insert(table).on_conflict_do_nothing()
+    return postgresql_dialect.insert(table).on_conflict_do_nothing()
 
 
 def migrate(engine: Engine) -> None:

@@ -237,3 +237,169 @@ price_versions = Table(
     Column("created_at_ms", BigInteger, nullable=False),
     UniqueConstraint("provider", "model", "version"),
 )
+
+# Copies of on-chain amounts are base units, bounded by `app.channels.channel.AMOUNT_MAX`.
+channels = Table(
+    "channels",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("backend", Text, nullable=False),
+    Column("chain_id", BigInteger, nullable=False),
+    Column("escrow", Text, nullable=False),
+    Column("token", Text, nullable=False),
+    Column("payer", Text, nullable=False),
+    Column("payee", Text, nullable=False),
+    Column("operator", Text, nullable=False),
+    Column("salt", Text, nullable=False),
+    Column("authorized_signer", Text, nullable=False),
+    Column("expiring_nonce_hash", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("deposit", BigInteger, nullable=False),
+    Column("settled", BigInteger, nullable=False),
+    Column("close_requested_at", BigInteger, nullable=False),
+    Column("seen_block", BigInteger, nullable=False),
+    _amount("recovered"),
+    _amount("accepted"),
+    _amount("spent"),
+    Column("published", BigInteger, nullable=False),
+    Column("close_amount", BigInteger),
+    Column("close_signature", Text),
+    Column("version", BigInteger, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    CheckConstraint("status IN ('open', 'closing', 'closed')", name="status"),
+    CheckConstraint("recovered >= 0 AND accepted >= recovered AND spent >= recovered", name="never_falls"),
+    CheckConstraint("deposit >= 0 AND settled >= 0 AND published >= 0", name="never_negative"),
+    sqlite_with_rowid=False,
+)
+Index(None, channels.c.status)
+
+vouchers = Table(
+    "vouchers",
+    metadata,
+    Column("channel_id", Text, ForeignKey("channels.id"), primary_key=True),
+    Column("amount", BigInteger, primary_key=True),
+    Column("signature", Text, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+challenge_claims = Table(
+    "challenge_claims",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("request_id", Text, nullable=False),
+    Column("expires_at_ms", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+Index(None, challenge_claims.c.expires_at_ms)
+
+receipts = Table(
+    "receipts",
+    metadata,
+    Column("request_id", Text, primary_key=True),
+    Column("channel_id", Text, nullable=False),
+    Column("challenge_id", Text, nullable=False),
+    Column("accepted", BigInteger, nullable=False),
+    Column("spent", BigInteger, nullable=False),
+    Column("units", BigInteger, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+Index(None, receipts.c.channel_id, receipts.c.created_at_ms)
+
+# Clients' opens and top-ups: kept before they are broadcast, so that a crash cannot lose a deposit.
+fundings = Table(
+    "fundings",
+    metadata,
+    Column("tx_hash", Text, primary_key=True),
+    Column("channel_id", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("backend", Text, nullable=False),
+    Column("escrow", Text, nullable=False),
+    Column("descriptor", Text, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("raw", LargeBinary),
+    Column("voucher_amount", BigInteger),
+    Column("voucher_signature", Text),
+    Column("state", Text, nullable=False),
+    Column("error", Text),
+    Column("created_at_ms", BigInteger, nullable=False),
+    CheckConstraint("kind IN ('open', 'topUp')", name="kind"),
+    CheckConstraint("state IN ('sent', 'mined', 'failed')", name="state"),
+)
+Index(None, fundings.c.state)
+Index(None, fundings.c.channel_id)
+
+# The outbox: an intent, then the signed transaction, then what the chain said.
+settlements = Table(
+    "settlements",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("channel_id", Text, ForeignKey("channels.id"), nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("capture", BigInteger, nullable=False),
+    Column("signature", Text, nullable=False),
+    Column("account", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("nonce", BigInteger),
+    Column("raw", LargeBinary),
+    Column("tx_hash", Text),
+    Column("fee", BigInteger),
+    Column("attempts", Integer, nullable=False),
+    Column("error", Text),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("updated_at_ms", BigInteger, nullable=False),
+    CheckConstraint("kind IN ('settle', 'close')", name="kind"),
+    CheckConstraint("state IN ('intent', 'signed', 'confirmed', 'failed')", name="state"),
+)
+Index(None, settlements.c.channel_id)
+Index(None, settlements.c.account, settlements.c.state)
+
+# Who may sign for an account of the chain: one process at a time.
+settlers = Table(
+    "settlers",
+    metadata,
+    Column("account", Text, primary_key=True),
+    Column("owner_id", Text, nullable=False),
+    Column("expires_at_ms", BigInteger, nullable=False),
+)
+
+# How far an escrow's events were read.
+watch_positions = Table(
+    "watch_positions",
+    metadata,
+    Column("escrow", Text, primary_key=True),
+    Column("block", BigInteger, nullable=False),
+    Column("updated_at_ms", BigInteger, nullable=False),
+)
+
+sponsored_fees = Table(
+    "sponsored_fees",
+    metadata,
+    Column("backend", Text, primary_key=True),
+    Column("day", BigInteger, primary_key=True),
+    Column("reserved", BigInteger, nullable=False),
+)
+
+# What each sponsored transaction reserved of its day, and what it cost once it was mined.
+sponsored_transactions = Table(
+    "sponsored_transactions",
+    metadata,
+    Column("tx_hash", Text, primary_key=True),
+    Column("backend", Text, nullable=False),
+    Column("day", BigInteger, nullable=False),
+    Column("reserved", BigInteger, nullable=False),
+    Column("fee", BigInteger),
+)
+
+charges = Table(
+    "charges",
+    metadata,
+    Column("tx_hash", Text, primary_key=True),
+    Column("challenge_id", Text, nullable=False),
+    Column("payer", Text, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    UniqueConstraint("challenge_id"),
+)

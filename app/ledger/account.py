@@ -11,10 +11,12 @@ from app.money import ZERO, NanoUsd
 
 CUSTOMER_PREFIX = "customer:"
 CHANNEL_PREFIX = "channel:"
+ESCROW_PREFIX = "escrow:"
 REVENUE = "revenue"
 TREASURY = "treasury"
 ADJUSTMENTS = "adjustments"
 REFUNDS = "refunds"
+CHAIN_FEES = "fees:chain"
 
 
 def can_refuse(account_id: str) -> bool:
@@ -25,6 +27,16 @@ def can_refuse(account_id: str) -> bool:
 def customer_account(customer_id: str) -> str:
     """The ledger account of a customer."""
     return CUSTOMER_PREFIX + customer_id
+
+
+def channel_account(channel_id: str) -> str:
+    """The ledger account of a channel: what its payer may still spend."""
+    return CHANNEL_PREFIX + channel_id
+
+
+def escrow_account(channel_id: str) -> str:
+    """What a channel's accepted vouchers entitle us to on chain."""
+    return ESCROW_PREFIX + channel_id
 
 
 @dataclass(slots=True)

@@ -5,29 +5,34 @@ under locks, decides each operation in turn (one refusal never fails its neighbo
 rows that the decisions made, so that every decision holds in the database or not at all.
 """
 
-from dataclasses import dataclass, field
-
-from app.clock import MS_PER_MINUTE, EpochMs
+from app.channels.channel import ChannelView
+from app.clock import MS_PER_MINUTE
 from app.errors import InvariantViolated
+from app.ledger import channel_decision
 from app.ledger import transfer as transfers
 from app.ledger.account import Account, can_refuse
+from app.ledger.books import Books, ClaimRow, DeliveryRow
 from app.ledger.budget import KeyBudget, KeyCondition
 from app.ledger.operation import (
+    AcceptVoucher,
     Admit,
     Admitted,
     Capture,
     Captured,
+    ChannelCondition,
     ClaimFound,
     Deliver,
     Delivered,
     Extend,
     Extended,
+    Freeze,
+    Observe,
     Operation,
+    PlanSettlement,
     Post,
     Posted,
     Refused,
     Result,
-    Row,
     Sweep,
 )
 from app.ledger.transfer import Hold, Transfer
@@ -39,64 +44,6 @@ STORED = "stored"
 UNSTORED = "unstored"
 INTERRUPTED = "interrupted"
 NO_TOKENS = (0, 0, 0, 0, 0, 0, 0)
-
-
-@dataclass(slots=True)
-class ClaimRow:
-    """A row of `idempotency_claims`."""
-
-    request_id: str
-    body_hash: str
-    state: str
-    answer: bytes | None
-    expires_at_ms: EpochMs
-
-
-@dataclass(slots=True)
-class DeliveryRow:
-    """The newest delivery mark of a request."""
-
-    provider: str
-    price_version_id: str
-    used: NanoUsd
-    window: NanoUsd
-
-
-@dataclass(slots=True)
-class Books:
-    """The rows that a batch read under lock, and the rows that its decisions made."""
-
-    now: EpochMs
-    accounts: dict[str, Account] = field(default_factory=dict)
-    keys: dict[str, KeyBudget] = field(default_factory=dict)
-    claims: dict[tuple[str, str], ClaimRow] = field(default_factory=dict)
-    holds: dict[str, list[Hold]] = field(default_factory=dict)
-    amounts_done: dict[str, NanoUsd] = field(default_factory=dict)
-    sides_done: dict[str, tuple[str, str]] = field(default_factory=dict)
-    outcomes_done: dict[str, tuple[NanoUsd, NanoUsd]] = field(default_factory=dict)
-    delivered: set[tuple[str, int]] = field(default_factory=set)
-    deliveries: dict[str, DeliveryRow] = field(default_factory=dict)
-    heartbeats: dict[str, EpochMs] = field(default_factory=dict)
-
-    accounts_changed: set[str] = field(default_factory=set)
-    keys_changed: set[str] = field(default_factory=set)
-    new_transfers: list[Transfer] = field(default_factory=list)
-    new_holds: list[Hold] = field(default_factory=list)
-    resolved_holds: list[str] = field(default_factory=list)
-    new_requests: list[Row] = field(default_factory=list)
-    new_deliveries: list[Row] = field(default_factory=list)
-    new_outcomes: list[Row] = field(default_factory=list)
-    new_attempts: list[Row] = field(default_factory=list)
-    new_claims: dict[tuple[str, str], ClaimRow] = field(default_factory=dict)
-    resolved_claims: list[tuple[str, bytes | None, str]] = field(default_factory=list)
-    forgotten_claims: list[str] = field(default_factory=list)
-
-    def account(self, account_id: str) -> Account:
-        """The locked row. Raises `InvariantViolated` if the account does not exist."""
-        try:
-            return self.accounts[account_id]
-        except KeyError as error:
-            raise InvariantViolated(f"no account {account_id}") from error
 
 
 def decide(books: Books, operation: Operation) -> Result:
@@ -114,6 +61,14 @@ def decide(books: Books, operation: Operation) -> Result:
             return _sweep(books, operation)
         case Post():
             return _post(books, operation)
+        case AcceptVoucher():
+            return channel_decision.accept_voucher(books, operation)
+        case Freeze():
+            return channel_decision.freeze(books, operation)
+        case Observe():
+            return channel_decision.observe(books, operation)
+        case PlanSettlement():
+            return channel_decision.plan_settlement(books, operation)
 
 
 def _usable(books: Books, condition: KeyCondition) -> tuple[KeyBudget | None, Refused | None]:
@@ -130,7 +85,7 @@ def _admit(books: Books, op: Admit) -> Result:
     account = books.account(op.account_id)
     if first_hold in books.amounts_done:
         granted = books.amounts_done[first_hold]
-        return Admitted(granted, NanoUsd(account.available + granted))
+        return Admitted(granted, NanoUsd(account.available + granted), _view(books, account))
     key: KeyBudget | None = None
     if op.key is not None:
         key, refused = _usable(books, op.key)
@@ -145,20 +100,36 @@ def _admit(books: Books, op: Admit) -> Result:
         rate = key.within_rates(op.key, now=books.now)
         if rate is not None:
             return Refused(rate.reason, retry_after_s=rate.retry_after_s, limit=rate.limit)
-    free, reason = account.available, "insufficient_balance"
-    if key is not None and key.free < free:
-        free, reason = key.free, "spend_limit"
-    if free < op.required:
-        return Refused(reason, available=NanoUsd(max(free, 0)), required=op.required)
+    free, reason = _free_to_admit(books, account, key, op.channel)
+    if free < op.required or reason in channel_decision.STOPS:
+        view = _view(books, account)
+        return Refused(reason, available=NanoUsd(max(free, 0)), required=op.required, channel=view)
     granted = NanoUsd(min(op.amount, max(free, 0)))
     _hold(books, account, key, op, granted, sequence=0)
+    if op.channel is not None:
+        channel_decision.claim_challenge(books, op.channel, request_id=op.request_id)
     if key is not None and op.key is not None:
         key.count(op.key.tokens)
     books.new_requests.append(op.request)
     if op.claim is not None and place is not None:
         row = ClaimRow(op.request_id, op.claim.body_hash, RUNNING, None, op.claim.expires_at_ms)
         books.claims[place] = books.new_claims[place] = row
-    return Admitted(granted, free)
+    return Admitted(granted, free, _view(books, account))
+
+
+def _free_to_admit(
+    books: Books, account: Account, key: KeyBudget | None, channel: ChannelCondition | None
+) -> tuple[NanoUsd, str]:
+    if channel is not None:
+        return channel_decision.free_to_admit(books, account, channel)
+    if key is not None and key.free < account.available:
+        return key.free, "spend_limit"
+    return account.available, "insufficient_balance"
+
+
+def _view(books: Books, account: Account) -> ChannelView | None:
+    channel = books.channel_of(account.id)
+    return books.view(channel) if channel is not None else None
 
 
 def _hold(
@@ -210,8 +181,11 @@ def _extend(books: Books, op: Extend) -> Result:
             return refused or Refused("revoked")
         if key.free < free:
             free, reason = key.free, "spend_limit"
-    if free < op.required:
-        return Refused(reason, available=NanoUsd(max(free, 0)), required=op.required)
+    if op.channel is not None:
+        free, reason = channel_decision.free_to_extend(books, account, op.channel)
+    if free < op.required or reason in channel_decision.STOPS:
+        view = _view(books, account)
+        return Refused(reason, available=NanoUsd(max(free, 0)), required=op.required, channel=view)
     granted = NanoUsd(min(op.amount, max(free, 0)))
     _hold(books, account, key, op, granted, sequence=op.sequence)
     row = op.delivery(granted)
@@ -255,7 +229,11 @@ def _settle_holds(books: Books, held: list[Hold], *, price: NanoUsd, tokens_over
         books.keys_changed.add(key.id)
     books.resolved_holds += [hold.id for hold in held]
     books.holds[held[0].request_id] = []
-    return Captured(charged, NanoUsd(excess - overrun))
+    channel = books.channel_of(account.id)
+    if channel is None:
+        return Captured(charged, NanoUsd(excess - overrun))
+    channel_decision.spend(books, channel, charged)
+    return Captured(charged, NanoUsd(excess - overrun), channel=books.view(channel))
 
 
 def _capture(books: Books, op: Capture) -> Result:
@@ -264,7 +242,7 @@ def _capture(books: Books, op: Capture) -> Result:
         done = books.outcomes_done.get(op.request_id)
         if done is None:
             raise InvariantViolated(f"request {op.request_id} has neither holds nor an outcome")
-        return Captured(*done, first=False)
+        return Captured(*done, first=False, channel=_view(books, books.account(op.account_id)))
     same_minute = op.admitted_at_ms // MS_PER_MINUTE == books.now // MS_PER_MINUTE
     outcome = op.outcome
     result = _settle_holds(
@@ -306,6 +284,8 @@ def _capture(books: Books, op: Capture) -> Result:
         )
     )
     books.new_attempts += op.attempts
+    if op.challenge_id is not None and result.channel is not None:
+        channel_decision.write_receipt(books, op)
     books.outcomes_done[op.request_id] = (result.charged, result.loss)
     if op.claimed:
         if op.forget_claim:

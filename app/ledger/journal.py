@@ -185,7 +185,7 @@ class Journal:
 
     def _apply(self, batch: list[_Entry], started_s: float, *, again: bool = False) -> list[Answer]:
         """Commit a batch whole, waiting out what is the database's fault and splitting what is not."""
-        pause_s = RETRY_PAUSE_S
+        pause_s, conflicted = RETRY_PAUSE_S, False
         while batch:
             try:
                 results = self._store.apply([entry.operation for entry in batch], again=again)
@@ -195,6 +195,10 @@ class Journal:
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, RETRY_PAUSE_S_MAX)
             except Exception as error:
+                if len(batch) == 1 and isinstance(error, self._store.driver.IntegrityError) and not conflicted:
+                    # Another replica wrote the same id at the same moment: what it wrote decides now.
+                    conflicted = again = True
+                    continue
                 if len(batch) == 1:
                     return [(batch[0], self._failure(batch[0], error))]
                 answers: list[Answer] = []

@@ -9,26 +9,47 @@ from typing import Any
 
 from sqlalchemy import Engine, Table
 
+from app.channels.channel import Channel
+from app.channels.listener_store import CHANNEL_CHANGED
 from app.clock import Clock
 from app.database import BUSY_TIMEOUT_MS, is_sqlite
 from app.errors import InvariantViolated
-from app.ledger.account import Account, can_refuse
+from app.ledger.account import CHANNEL_PREFIX, Account, can_refuse, channel_account
+from app.ledger.books import Books, ClaimRow, DeliveryRow
 from app.ledger.budget import KeyBudget
-from app.ledger.decision import Books, ClaimRow, DeliveryRow, decide
-from app.ledger.operation import Admit, Capture, Deliver, Extend, Operation, Post, Result, Sweep
+from app.ledger.decision import decide
+from app.ledger.operation import (
+    AcceptVoucher,
+    Admit,
+    Capture,
+    Deliver,
+    Extend,
+    Freeze,
+    Observe,
+    Operation,
+    PlanSettlement,
+    Post,
+    Result,
+    Sweep,
+)
 from app.ledger.statements import Statements
 from app.ledger.transfer import Hold
 from app.tables import (
     accounts,
     api_keys,
     attempts,
+    challenge_claims,
+    channels,
     deliveries,
     holds,
     idempotency_claims,
     outcomes,
     owners,
+    receipts,
     requests,
+    settlements,
     transfers,
+    vouchers,
 )
 
 _ACCOUNT_COLUMNS = (
@@ -44,6 +65,8 @@ _ACCOUNT_WRITES = ("debits_pending", "debits_posted", "credits_pending", "credit
 _KEY_COLUMNS = tuple(KeyBudget.__slots__)
 _KEY_WRITES = ("spent", "held", "month", "spent_month", "minute", "minute_requests", "minute_tokens")
 _HOLD_COLUMNS = Hold._fields
+_CHANNEL_COLUMNS = tuple(Channel.__slots__)
+_CHANNEL_WRITES = tuple(name for name in _CHANNEL_COLUMNS if name not in {"id", "recovered", "version"})
 
 
 class JournalStore:
@@ -160,6 +183,7 @@ class JournalStore:
             books.accounts[row[0]] = Account(*row)
         for row in self._read(api_keys, _KEY_COLUMNS, "id", key_ids, lock=True):
             books.keys[row[0]] = KeyBudget(*row)
+        self._load_channels(books, operations, account_ids)
         running = [op.request_id for op in operations if isinstance(op, Deliver | Extend | Capture | Sweep)]
         for row in self._read(holds, _HOLD_COLUMNS, "request_id", running):
             hold = Hold._make(row)
@@ -170,6 +194,25 @@ class JournalStore:
         self._load_done(books, operations, again=again)
         self._load_sweeps(books, [op for op in operations if isinstance(op, Sweep)])
         return books
+
+    def _load_channels(self, books: Books, operations: Sequence[Operation], account_ids: set[str]) -> None:
+        """Channels after their accounts, which are locked: no two batches meet here."""
+        ids = [name[len(CHANNEL_PREFIX) :] for name in account_ids if name[: len(CHANNEL_PREFIX)] == CHANNEL_PREFIX]
+        if not ids:
+            return
+        for row in self._read(channels, _CHANNEL_COLUMNS, "id", ids, lock=True):
+            books.channels[row[0]] = Channel(*row)
+        conditions = [op.channel for op in operations if isinstance(op, Admit) and op.channel is not None]
+        claimed = [condition.challenge_id for condition in conditions if condition.challenge_id is not None]
+        books.challenges_claimed.update(row[0] for row in self._read(challenge_claims, ("id",), "id", claimed))
+        planned = [op for op in operations if isinstance(op, PlanSettlement)]
+        columns = ("id", "channel_id", "state", "capture")
+        for settlement_id, channel_id, state, capture in self._read(
+            settlements, columns, "channel_id", [op.channel_id for op in planned]
+        ):
+            books.settlements_done[settlement_id] = capture
+            if state in {"intent", "signed"}:
+                books.settlements_open[channel_id] = settlement_id
 
     def _load_claims(self, books: Books, operations: Sequence[Operation]) -> None:
         wanted = {(op.account_id, op.claim.key_hash) for op in operations if isinstance(op, Admit) and op.claim}
@@ -220,6 +263,7 @@ class JournalStore:
         for table, columns, rows in (
             (accounts, _ACCOUNT_WRITES, [books.accounts[name] for name in sorted(books.accounts_changed)]),
             (api_keys, _KEY_WRITES, [books.keys[name] for name in sorted(books.keys_changed)]),
+            (channels, _CHANNEL_WRITES, [books.channels[name] for name in sorted(books.channels_changed)]),
         ):
             values = [(row.id, row.version, *(getattr(row, name) for name in columns)) for row in rows]
             for text, parameters, due in self._statements.update(table, columns, values):
@@ -237,7 +281,20 @@ class JournalStore:
         self._insert(outcomes, books.new_outcomes)
         self._insert(attempts, books.new_attempts)
         self._write_claims(books)
+        if books.channels:
+            self._insert(vouchers, books.new_vouchers)
+            self._insert(challenge_claims, books.new_challenges)
+            self._insert(receipts, books.new_receipts)
+            self._insert(settlements, books.new_settlements)
+            self._notify(books)
         return cursors
+
+    def _notify(self, books: Books) -> None:
+        """Tell the other processes which channels changed, and whether they stopped; sent with the commit."""
+        if not self._sqlite and books.channels_changed:
+            for channel_id in sorted(books.channels_changed):
+                word = books.channels[channel_id].stopped or "open"
+                self._connection.execute("SELECT pg_notify(%s, %s)", (CHANNEL_CHANGED, f"{channel_id} {word}"))
 
     def _write_claims(self, books: Books) -> None:
         mark = "?" if self._sqlite else "%s"
@@ -285,6 +342,8 @@ def _touched(operations: Sequence[Operation]) -> tuple[set[str], set[str]]:
                     key_ids.add(op.key_id)
             case Deliver():
                 account_ids.add(op.account_id)
+            case AcceptVoucher() | Freeze() | Observe() | PlanSettlement():
+                account_ids.add(channel_account(op.channel_id))
     return account_ids, key_ids
 
 

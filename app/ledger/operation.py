@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.channels.channel import ChannelView
 from app.clock import EpochMs
 from app.ledger.budget import KeyCondition
 from app.ledger.transfer import Transfer
-from app.money import ZERO, NanoUsd
+from app.money import ZERO, BaseUnits, NanoUsd
 
 Row = tuple[Any, ...]
 
@@ -23,6 +24,21 @@ class Claim:
     key_hash: str
     body_hash: str
     expires_at_ms: EpochMs
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelCondition:
+    """What a hold needs of its channel, besides funds.
+
+    ``presented`` is what the voucher that came with the request covers; ``challenge_id`` is claimed in the
+    commit of the hold, so that a challenge buys content once.
+    """
+
+    channel_id: str
+    presented: NanoUsd
+    exposure_max: NanoUsd
+    challenge_id: str | None = None
+    challenge_expires_at_ms: EpochMs = EpochMs(0)
 
 
 @dataclass(slots=True)
@@ -41,6 +57,7 @@ class Admit:
     request: Row
     key: KeyCondition | None = None
     claim: Claim | None = None
+    channel: ChannelCondition | None = None
 
 
 @dataclass(slots=True)
@@ -65,6 +82,7 @@ class Extend:
     required: NanoUsd
     delivery: Callable[[NanoUsd], Row]
     key: KeyCondition | None = None
+    channel: ChannelCondition | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +120,8 @@ class Capture:
     answer: Callable[["Captured"], bytes | None] | None = None
     # A failed request that charged nothing gives its idempotency key back.
     forget_claim: bool = False
+    # The challenge that a channel's request was paid by: its receipt is a row of the capture's commit.
+    challenge_id: str | None = None
 
 
 @dataclass(slots=True)
@@ -123,7 +143,58 @@ class Post:
     transfer: Transfer
 
 
-Operation = Admit | Deliver | Extend | Capture | Sweep | Post
+@dataclass(slots=True)
+class AcceptVoucher:
+    """Persist a voucher with its signature and its credit. An equal one changes nothing."""
+
+    channel_id: str
+    amount: BaseUnits
+    signature: str = field(repr=False)
+    min_delta: BaseUnits = BaseUnits(0)
+
+
+@dataclass(slots=True)
+class Freeze:
+    """Stop service on a channel for good; ``amount`` and ``signature`` are the payer's closing voucher."""
+
+    channel_id: str
+    amount: BaseUnits | None = None
+    signature: str | None = field(default=None, repr=False)
+
+
+@dataclass(slots=True)
+class Observe:
+    """What the chain says of a channel at ``block``; of an older word than the last only ``settled`` counts.
+
+    ``settled`` None: the chain forgot it (a finalized channel), so that the last word stands.
+    """
+
+    channel_id: str
+    deposit: BaseUnits
+    settled: BaseUnits | None
+    close_requested_at: int
+    finalized: bool
+    block: int
+
+
+@dataclass(slots=True)
+class PlanSettlement:
+    """An intent of the outbox: ``settle`` a voucher that is spent, or ``close`` a frozen channel without holds.
+
+    ``amount`` and ``signature`` are the voucher to show; a close captures exactly what was spent, except
+    ``whole``: on an escrow that pays every voucher in full.
+    """
+
+    settlement_id: str
+    channel_id: str
+    kind: str
+    amount: BaseUnits
+    signature: str = field(repr=False)
+    account: str = ""
+    whole: bool = False
+
+
+Operation = Admit | Deliver | Extend | Capture | Sweep | Post | AcceptVoucher | Freeze | Observe | PlanSettlement
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +203,7 @@ class Admitted:
 
     granted: NanoUsd
     free: NanoUsd
+    channel: ChannelView | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +225,7 @@ class Captured:
     charged: NanoUsd
     loss: NanoUsd = ZERO
     first: bool = True
+    channel: ChannelView | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +237,28 @@ class Posted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Nothing was done: why, and the amounts that decided."""
+    """Nothing was done: why, and the amounts that decided; for a channel, how it stands."""
 
     reason: str
     available: NanoUsd = ZERO
     required: NanoUsd = ZERO
     retry_after_s: int | None = None
     limit: int | None = None
+    channel: ChannelView | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A channel's row as it is now; ``first`` is false if nothing changed.
+
+    ``capture`` is what a planned settlement takes in all, in base units; ``accepted_before`` is what the
+    highest voucher was until now.
+    """
+
+    channel: ChannelView
+    first: bool = True
+    accepted_before: NanoUsd = ZERO
+    capture: BaseUnits = BaseUnits(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,4 +271,4 @@ class ClaimFound:
     answer: bytes | None = field(repr=False, default=None)
 
 
-Result = Admitted | Delivered | Extended | Captured | Posted | Refused | ClaimFound
+Result = Admitted | Delivered | Extended | Captured | Posted | Changed | Refused | ClaimFound

@@ -27,6 +27,15 @@ GOODWILL = "goodwill"
 REVERSAL = "reversal"
 REFUND = "refund"
 REFUND_PAID = "refund_paid"
+# Of channels: a voucher's credit, what the chain paid out, and what is left when a channel ends.
+VOUCHER = "voucher"
+SETTLEMENT = "settlement"
+UNSPENT = "unspent"
+DUST = "dust"
+UNCOLLECTED = "uncollected"
+OVERPAID = "overpaid"
+CHAIN_FEE = "chain_fee"
+CHARGE = "charge"
 USAGE_KINDS = (CAPTURE, OVERRUN)
 
 

@@ -12,10 +12,11 @@ from typing import Any
 from sqlalchemy import Engine
 
 from app.clock import MS_PER_SECOND, Clock, EpochMs, to_rfc3339
-from app.ledger.account import CHANNEL_PREFIX, CUSTOMER_PREFIX, can_refuse
+from app.ledger.account import CHANNEL_PREFIX, CUSTOMER_PREFIX, ESCROW_PREFIX, can_refuse
 from app.ledger.decision import SWEPT
 from app.money import ZERO, NanoUsd, format_usd
 from app.pricing.price_book import PriceVersion
+from app.reconcile import channel_rules
 from app.reconcile.ledger_check_store import COUNTERS, Balance, LedgerSnapshot, PricedOutcome, open_snapshot
 from app.reconcile.ledger_rules import rules
 
@@ -133,7 +134,7 @@ def check(engine: Engine, clock: Clock, lease_ttl_s: float, *, progress: Progres
         # The clock is read before the first row, so that no owner looks more silent than it is.
         report = Report(clock.now_ms(), rows=snapshot.counts())
         silent_since = EpochMs(report.checked_at_ms - int(lease_ttl_s * MS_PER_SECOND))
-        todo = rules()
+        todo = [*rules(), *channel_rules.rules()]
         tell = progress or (lambda _done, _total, _step: None)
         steps = len(todo) + 2
         tell(0, steps, "balances")
@@ -205,7 +206,7 @@ def _check_price(outcome: PricedOutcome, book: Mapping[str, PriceVersion], repor
 
 def _line_name(account_id: str) -> str:
     """Payers share a line: there may be millions of them, and a wrong one is named by its finding."""
-    for prefix in (CUSTOMER_PREFIX, CHANNEL_PREFIX):
+    for prefix in (CUSTOMER_PREFIX, CHANNEL_PREFIX, ESCROW_PREFIX):
         if account_id.startswith(prefix):
             return prefix + "*"
     return account_id

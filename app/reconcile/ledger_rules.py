@@ -203,15 +203,25 @@ def _counter_rules() -> Iterable[Rule]:
         .subquery()
     )
     usage = _sum_of_transfers(USAGE_KINDS, by="debit_account")
-    spent_total, usage_total = func.coalesce(spent.c.total, 0), func.coalesce(usage.c.total, 0)
+    # A wallet that pays one request at a time has no key.
+    keyless = (
+        select(requests.c.account_id, func.sum(outcomes.c.charged).label("total"))
+        .join_from(outcomes, requests, requests.c.id == outcomes.c.request_id)
+        .where(requests.c.key_id.is_(None))
+        .group_by(requests.c.account_id)
+        .subquery()
+    )
+    spent_total = func.coalesce(spent.c.total, 0) + func.coalesce(keyless.c.total, 0)
+    usage_total = func.coalesce(usage.c.total, 0)
     account_id = CUSTOMER_PREFIX + customers.c.id
     yield Rule(
         "customer_spent",
         select(customers.c.id.label("row"), spent_total.label("spent"), usage_total.label("total"))
         .join_from(customers, spent, spent.c.customer_id == customers.c.id, isouter=True)
+        .join(keyless, keyless.c.account_id == account_id, isouter=True)
         .join(usage, usage.c.debit_account == account_id, isouter=True)
         .where(spent_total != usage_total),
-        "has keys that spent {spent}, and its account paid {total} for usage",
+        "has keys and requests that spent {spent}, and its account paid {total} for usage",
     )
     yield Rule(
         "customer_without_account",

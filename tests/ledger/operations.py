@@ -7,8 +7,8 @@ from typing import Any
 from app.clock import MS_PER_MINUTE, EpochMs, month_of
 from app.ledger import transfer as transfers
 from app.ledger.account import REVENUE, TREASURY, Account, customer_account
+from app.ledger.books import Books
 from app.ledger.budget import KeyBudget, KeyCondition
-from app.ledger.decision import Books
 from app.ledger.operation import Admit, Capture, Captured, Claim, Deliver, Extend, Outcome, Post, Row, Sweep
 from app.ledger.transfer import Transfer
 from app.money import NanoUsd

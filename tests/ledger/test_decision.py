@@ -6,7 +6,8 @@ from app.clock import MS_PER_MINUTE, EpochMs
 from app.errors import InvariantViolated
 from app.ledger import transfer as transfers
 from app.ledger.account import REFUNDS, REVENUE, TREASURY, customer_account
-from app.ledger.decision import INTERRUPTED, STORED, UNSTORED, Books, ClaimRow, DeliveryRow, decide
+from app.ledger.books import Books, ClaimRow, DeliveryRow
+from app.ledger.decision import INTERRUPTED, STORED, UNSTORED, decide
 from app.ledger.operation import (
     Admitted,
     Captured,

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine
 
 from app.errors import InvariantViolated
-from app.ledger.decision import Books
+from app.ledger.books import Books
 from app.ledger.journal_store import JournalStore
 from app.ledger.operation import Admitted, Captured, ClaimFound, Operation
 from app.money import NanoUsd

@@ -128,6 +128,8 @@ class Model:
                 return self.sweep(operation)
             case Post():
                 return self.post(operation)
+            case _:
+                raise AssertionError("operations on channels have a machine of their own")
 
     def admit(self, op: Admit) -> Result:
         key = op.key.key_id if op.key else None

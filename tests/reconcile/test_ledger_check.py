@@ -10,7 +10,7 @@ from app.clock import EpochMs
 from app.database import is_sqlite
 from app.ledger.operation import Claim
 from app.money import parse_usd
-from app.reconcile import ledger_check
+from app.reconcile import channel_rules, ledger_check
 from app.reconcile.ledger_check import FINDINGS_PER_KIND_MAX, Report, check
 from app.reconcile.ledger_rules import rules
 from tests.clocks import FakeClock
@@ -324,5 +324,5 @@ def test_progress_is_told_step_by_step(standing: Standing) -> None:
         LEASE_TTL_S,
         progress=lambda done, steps, _: told.append((done, steps)),
     )
-    steps = len(rules()) + 2
+    steps = len(rules()) + len(channel_rules.rules()) + 2
     assert told == [(done, steps) for done in range(steps + 1)]

@@ -1,0 +1,1 @@
+"""Payment channels: what a channel is and may do."""
