@@ -1,0 +1,1 @@
+"""Chains: one protocol, three channel backends."""
