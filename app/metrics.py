@@ -29,6 +29,14 @@ commit_operations = Histogram(
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
 )
 commit_seconds = Histogram("farebox_commit_seconds", "Time of a ledger commit", registry=registry, buckets=SECONDS)
+vouchers = Counter("farebox_vouchers_accepted", "Vouchers that were persisted", registry=registry)
+channels_opened = Counter("farebox_channels_opened", "Channels opened by clients", ["backend"], registry=registry)
+channels_recovered = Counter(
+    "farebox_channels_recovered", "Channels found on chain that nobody had recorded", ["backend"], registry=registry
+)
+pauses = Counter("farebox_stream_pauses", "Streams that waited for a voucher", ["result"], registry=registry)
+settlements = Counter("farebox_settlements", "Settlements and closes that ended", ["kind", "result"], registry=registry)
+chain_lag = Gauge("farebox_chain_lag_seconds", "Since the chain was last seen whole", ["backend"], registry=registry)
 swept = Counter("farebox_orphaned_holds_resolved", "Requests whose process died", registry=registry)
 
 

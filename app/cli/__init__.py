@@ -10,7 +10,21 @@ from typing import Annotated
 import typer
 
 from app import __version__
-from app.cli import catalog, customers, doctor, keys, ledger, money, server, usage
+from app.cli import (
+    catalog,
+    chain,
+    channels,
+    contracts,
+    customers,
+    devnet,
+    doctor,
+    keys,
+    ledger,
+    money,
+    secret,
+    server,
+    usage,
+)
 from app.cli.session import AsJson, Config
 
 app = typer.Typer(
@@ -33,6 +47,11 @@ app.command("usage")(usage.usage)
 app.add_typer(ledger.app, name="ledger")
 app.command("doctor")(doctor.doctor)
 app.command("migrate")(server.migrate)
+app.add_typer(secret.app, name="secret")
+app.add_typer(channels.app, name="channels")
+app.add_typer(chain.app, name="chain")
+app.add_typer(contracts.app, name="contracts")
+app.command("devnet")(devnet.devnet)
 
 
 def _version(wanted: bool) -> None:

@@ -1,0 +1,1 @@
+"""Chain work beside the requests: the watcher and the settler."""
