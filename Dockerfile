@@ -2,6 +2,7 @@ FROM python:3.12-slim AS build
 WORKDIR /src
 COPY requirements.lock pyproject.toml README.md LICENSE ./
 COPY app app
+COPY contracts contracts
 COPY migrations migrations
 RUN python -m venv /opt/farebox \
  && /opt/farebox/bin/pip install --no-cache-dir --constraint requirements.lock .

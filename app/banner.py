@@ -6,6 +6,7 @@ shown once: only its hash is kept.
 
 import asyncio
 import sys
+from dataclasses import dataclass, field
 
 from app import __version__, log
 from app.api.services import Services
@@ -21,7 +22,16 @@ FIRST_CREDIT_USD = "5.00"
 _log = log.get("banner")
 
 
-async def announce(services: Services | None, *, port: int, human: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class Wallet:
+    """A wallet with play money on a local chain: everybody may have its key."""
+
+    rpc_url: str
+    payee: str
+    key: str = field(repr=False)
+
+
+async def announce(services: Services | None, *, port: int, human: bool, wallet: Wallet | None = None) -> None:
     """Log that the process serves and, for a person, print how to use it."""
     if services is None:
         return
@@ -32,7 +42,7 @@ async def announce(services: Services | None, *, port: int, human: bool) -> None
     _log.info("serving", url=url, models=len(models), version=__version__)
     key = await _first_key(services)
     if human or key is not None:
-        sys.stdout.write(banner(url=url, models=models, key=key))
+        sys.stdout.write(banner(url=url, models=models, key=key, wallet=wallet))
         sys.stdout.flush()
 
 
@@ -55,7 +65,7 @@ async def _first_key(services: Services) -> str | None:
     return secret
 
 
-def banner(*, url: str, models: list[str], key: str | None) -> str:
+def banner(*, url: str, models: list[str], key: str | None, wallet: Wallet | None = None) -> str:
     """The text: where, what, and snippets that work as they stand."""
     model = models[0] if models else "MODEL"
     shown = key or "YOUR_KEY"
@@ -84,6 +94,19 @@ def banner(*, url: str, models: list[str], key: str | None) -> str:
           model="{model}", messages=[{{"role": "user", "content": "Hello"}}])
       print(answer.choices[0].message.content, answer.usage)
 
-  Stop with Ctrl-C. The books: .venv/bin/farebox ledger check
+{_wallet_text(url, wallet)}  Stop with Ctrl-C. The books: .venv/bin/farebox ledger check
+
+"""
+
+
+def _wallet_text(url: str, wallet: Wallet | None) -> str:
+    """How to pay without an account, where a local chain was started."""
+    if wallet is None:
+        return ""
+    return f"""  or without an account, from a wallet with play money on the local chain at {wallet.rpc_url}:
+
+      FAREBOX_WALLET_KEY={wallet.key} \\
+        .venv/bin/farebox-client chat "Hello" --base-url {url}/v1 \\
+        --rpc-url {wallet.rpc_url} --payee {wallet.payee}
 
 """

@@ -4,6 +4,8 @@ Start: migrate, prices, lease, sweep, listen. Stop: refuse, finish or bill what 
 writer, give up the lease, exit 0.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import gc
@@ -12,7 +14,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Coroutine
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from sqlalchemy import Engine
@@ -22,6 +24,7 @@ from app import database, log, metrics
 from app.api.application import Application
 from app.api.http_protocol import bounded_protocol
 from app.api.services import Services
+from app.banner import Wallet, announce
 from app.clock import Clock, SystemClock
 from app.ledger.ids import new_id
 from app.ledger.journal import Journal
@@ -42,6 +45,9 @@ from app.upstream.openai import OpenAIProvider
 from app.upstream.provider import Provider
 from app.upstream.sandbox import SandboxProvider
 from app.workers import Worker
+
+if TYPE_CHECKING:
+    from app.wallet_service import WalletService
 
 WATCH_EVERY_S = 0.5
 # What a client has not taken this long after the last answer was written, it will not take.
@@ -70,6 +76,7 @@ class Process:
         self._providers: list[Provider] = []
         self._workers: list[Worker] = []
         self._sweeper: Sweeper | None = None
+        self._wallets: WalletService | None = None
         self.services: Services | None = None
         self.application = Application(lifespan=self._lifespan, allowed_hosts=settings.server.allowed_hosts)
 
@@ -116,6 +123,7 @@ class Process:
         self._sweeper = sweeper
         self._begin_workers(proxy, sweeper)
         keys = KeyStore(engine, clock, self._secret)
+        wallets = await self._start_wallets(journal, proxy, prices)
         return Services(
             settings=settings,
             engine=engine,
@@ -128,7 +136,21 @@ class Process:
             usage=UsageStore(engine),
             prices=prices,
             secret=self._secret,
+            wallets=wallets.wallets if wallets is not None else None,
+            channels=wallets.channels if wallets is not None else None,
         )
+
+    async def _start_wallets(self, journal: Journal, proxy: Proxy, prices: PriceStore) -> WalletService | None:
+        """Payment from wallets, where it is configured. Raises `SettingsError`."""
+        if not self.settings.mpp.channels:
+            return None
+        # What it needs takes a while to import, and nobody else needs it.
+        from app.wallet_service import Parts, WalletService
+
+        parts = Parts(self.settings, self.engine, self.clock, journal, proxy, prices, self.owner_id)
+        self._wallets = WalletService(parts)
+        await self._wallets.start()
+        return self._wallets
 
     def _begin_workers(self, proxy: Proxy, sweeper: Sweeper) -> None:
         ledger = self.settings.ledger
@@ -146,6 +168,8 @@ class Process:
 
     async def _stop(self, services: Services) -> None:
         await services.proxy.drain(timeout_s=self.settings.server.shutdown_timeout_s)
+        if self._wallets is not None:
+            await self._wallets.stop()
         for worker in self._workers:
             await worker.stop()
         for provider in self._providers:
@@ -172,8 +196,9 @@ def _count_commit(operations: int, seconds: float) -> None:
 class Server(uvicorn.Server):
     """uvicorn whose shutdown lets paid work end first: the lifespan does it, before connections close."""
 
-    def __init__(self, config: uvicorn.Config, process: Process, *, human: bool) -> None:
+    def __init__(self, config: uvicorn.Config, process: Process, *, human: bool, wallet: Wallet | None = None) -> None:
         super().__init__(config)
+        self._wallet = wallet
         self._process = process
         self._human = human
 
@@ -184,10 +209,8 @@ class Server(uvicorn.Server):
             gc.collect()
             gc.freeze()
             gc.set_threshold(GC_ALLOCATIONS, 20, 50)
-            from app.banner import announce
-
             port = self.servers[0].sockets[0].getsockname()[1]
-            await announce(self._process.services, port=port, human=self._human)
+            await announce(self._process.services, port=port, human=self._human, wallet=self._wallet)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # New connections are refused by closing the listeners; new requests on kept ones by `closing`.
@@ -238,7 +261,7 @@ def _abort(connection: Any) -> None:
     connection.transport.abort()
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, *, wallet: Wallet | None = None) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code."""
     human = sys.stderr.isatty()
     log.configure(human=human, level=settings.server.log_level)
@@ -268,5 +291,5 @@ def serve(settings: Settings) -> int:
         timeout_keep_alive=int(server.keep_alive_s),
         timeout_graceful_shutdown=int(server.shutdown_timeout_s) + 5,
     )
-    Server(config, process, human=human).run()
+    Server(config, process, human=human, wallet=wallet).run()
     return 0 if process.services is not None else 1

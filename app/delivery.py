@@ -118,7 +118,9 @@ class Delivery:
         while needed > self.covered_bytes:
             refused = await self._extend(needed)
             if refused is not None:
-                await self._send_covered(client, frames)
+                frames = await self._send_covered(client, frames)
+                refused = await self._wait_for_funds(client, refused, needed)
+            if refused is not None:
                 raise FundsExhausted(refused)
         await self.send(client, b"".join([frame(data) for data, _ in frames]))
         self.delivered_bytes = needed
@@ -136,6 +138,15 @@ class Delivery:
         if self._keep is not None:
             self._keep(data)
 
+    async def say(self, client: Client, data: bytes) -> None:
+        """Hand an event of ours to the client: no content, and no part of a replay."""
+        self.sending_since_s = self._clock.monotonic_s()
+        try:
+            await client.send(data)
+        finally:
+            self.sending_since_s = None
+            self.last_sent_s = self._clock.monotonic_s()
+
     async def settle(self) -> None:
         """Wait for a window that was asked for ahead, so that the capture resolves it too."""
         if self._extension is not None:
@@ -143,11 +154,45 @@ class Delivery:
             await asyncio.wait((extension,))
             extension.exception()
 
-    async def _send_covered(self, client: Client, frames: list[tuple[bytes, int]]) -> None:
+    async def _send_covered(self, client: Client, frames: list[tuple[bytes, int]]) -> list[tuple[bytes, int]]:
+        """Send what the holds pay for; gives what is left."""
         covered = [(data, end) for data, end in frames if end <= self.covered_bytes]
         if covered:
             await self.send(client, b"".join([frame(data) for data, _ in covered]))
             self.delivered_bytes = covered[-1][1]
+        return frames[len(covered) :]
+
+    async def _wait_for_funds(self, client: Client, refused: Refused, needed: int) -> Refused | None:
+        """Pause a channel's stream until a voucher pays for more; any other payer's stream is at its end.
+
+        While it waits nothing is read from the provider, whose sending stops at the transport's buffers.
+        """
+        session = self._payer.session
+        if session is None:
+            return refused
+
+        async def again() -> Result:
+            self._ask(needed)
+            return await self._asked()
+
+        async def say(data: bytes) -> None:
+            await self.say(client, data)
+
+        wanted, minimum = self._wants(needed)
+        result = await session.wait(
+            refused, minimum=self._price(minimum), wanted=self._price(wanted), attempt=again, say=say
+        )
+        return self._held(result)
+
+    def _held(self, result: Result) -> Refused | None:
+        """Count a window that was granted. Raises `Overloaded` where the holds were resolved by somebody else."""
+        if isinstance(result, Extended):
+            self._window = self._tokens(result.granted)
+            self._held_tokens += self._window
+            return None
+        if isinstance(result, Refused) and result.reason == HOLD_LOST:
+            raise Overloaded("this request's hold was resolved while it ran; it is billed up to here", retry_after_s=1)
+        return result if isinstance(result, Refused) else Refused("insufficient_balance")
 
     async def _mark(self, candidate: Candidate) -> None:
         self._candidate = candidate
@@ -167,13 +212,7 @@ class Delivery:
             # That was the answer when it was asked ahead: funds may have come since.
             self._ask(needed)
             result = await self._asked()
-        if isinstance(result, Extended):
-            self._window = self._tokens(result.granted)
-            self._held_tokens += self._window
-            return None
-        if isinstance(result, Refused) and result.reason == HOLD_LOST:
-            raise Overloaded("this request's hold was resolved while it ran; it is billed up to here", retry_after_s=1)
-        return result if isinstance(result, Refused) else Refused("insufficient_balance")
+        return self._held(result)
 
     async def _asked(self) -> Result:
         """The answer to the window that was asked for."""
@@ -182,12 +221,9 @@ class Delivery:
 
     def _ask(self, needed: int) -> None:
         """Submit one more window: large if funds allow, and at least what is needed now."""
-        remaining = self._plan.output_tokens_max - self._held_tokens
-        if remaining <= 0 or self._sequence >= WINDOWS_MAX:
+        if self._plan.output_tokens_max <= self._held_tokens or self._sequence >= WINDOWS_MAX:
             return
-        minimum = min(remaining, max(1, needed - self._held_tokens))
-        wanted = min(remaining, window_tokens_max(self._plan.output_price, self._settings))
-        wanted = max(minimum, min(wanted, self._window * self._settings.window_growth))
+        wanted, minimum = self._wants(needed)
         self._sequence += 1
         sequence, used = self._sequence, self._used(self.delivered_bytes)
         self._extension = self._journal.submit(
@@ -201,8 +237,16 @@ class Delivery:
                 required=self._price(minimum),
                 delivery=lambda granted: self._row(sequence, used, self._window_cost(self._tokens(granted))),
                 key=self._condition,
+                channel=self._payer.session.running() if self._payer.session is not None else None,
             )
         )
+
+    def _wants(self, needed: int) -> tuple[int, int]:
+        """Tokens that the next window should have, and that it must have."""
+        remaining = self._plan.output_tokens_max - self._held_tokens
+        minimum = min(remaining, max(1, needed - self._held_tokens))
+        wanted = min(remaining, window_tokens_max(self._plan.output_price, self._settings))
+        return max(minimum, min(wanted, self._window * self._settings.window_growth)), minimum
 
     def _price(self, tokens: int) -> NanoUsd:
         return cost_nano_usd(((tokens, self._plan.output_price),))

@@ -8,15 +8,13 @@ before the terminal bytes of the answer are sent.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
 from app import log, metrics
-from app.admission import PaidRequest, Plan, plan_for, refusal
+from app.admission import PaidRequest, Plan, plan_for, priced, refusal, request_row
 from app.answer import Transcript, as_ours, error_event, replay
 from app.clock import MS_PER_SECOND, Clock, EpochMs
 from app.deadline import Deadline
@@ -26,8 +24,9 @@ from app.ledger.account import REVENUE
 from app.ledger.ids import new_id
 from app.ledger.journal import Journal
 from app.ledger.operation import Admit, Admitted, Capture, Captured, Claim, ClaimFound, Refused, Row
-from app.metering import StreamMeter, completion_text_bytes, shown_usage
-from app.money import ZERO, format_usd
+from app.metering import StreamMeter, completion_text_bytes
+from app.money import ZERO
+from app.paid_answer import Answer
 from app.pricing.price_book import Usage
 from app.pricing.quote import TokenRatio
 from app.rails import idempotency
@@ -35,12 +34,16 @@ from app.rails.rail import Payer
 from app.reckoning import NOTHING, Billed, Ending, count, delivered_usage, outcome_of, reported_usage
 from app.routing.candidates import Candidate, Catalog, choose
 from app.routing.health import Health
+from app.session_terms import admitted, refused_error, softened, terms_for
 from app.settings import Settings
-from app.upstream.provider import DONE, Call, UpstreamError
-from app.upstream.sse import comment, frame
+from app.upstream.provider import Call, UpstreamError
+from app.upstream.sse import comment
 
 PRELUDE_EVENTS_MAX = 64
 SHUTDOWN = "shutdown"
+# The payer closes the channel, or asked the chain to: the client is there and is told.
+CHANNEL_CLOSING = "channel closing"
+_CLIENT_IS_THERE = frozenset({None, SHUTDOWN, CHANNEL_CLOSING})
 # Time for the last words of an answer that the process's end cut short.
 LAST_WORDS_S = 1.0
 
@@ -73,6 +76,7 @@ class PaidJob:
         self._shared = shared
         self._request = request
         self._payer = payer
+        self.account_id = payer.account_id
         self._client = client
         self._clock = shared.clock
         self._started_s = shared.clock.monotonic_s()
@@ -92,6 +96,7 @@ class PaidJob:
         self._attempts: list[Row] = []
         self._first_token_s: float | None = None
         self._transcript: Transcript | None = None
+        self._limit_clipped = False
         self._commenting: asyncio.Task[None] | None = None
 
     # Outside: the edge and the watchdog.
@@ -105,6 +110,8 @@ class PaidJob:
     def stop(self, why: str, *, now: bool = False) -> None:
         """The client is gone, or time is up. A stream ends at once; a whole answer is finished first."""
         first = self._stopped is None
+        if self._payer.session is not None and why != CHANNEL_CLOSING:
+            self._payer.session.give_up()
         self._stopped = self._stopped or why
         self._cut = self._cut or now
         if now and self._ending is not None:
@@ -153,7 +160,11 @@ class PaidJob:
 
     async def _run(self) -> None:
         try:
-            found = await self._admit()
+            try:
+                found = await self._admit()
+            except FareboxError as error:
+                await self._refuse(error)
+                return
             if found is not None:
                 with suppress(TimeoutError), self._time_to_end():
                     await replay(
@@ -167,6 +178,15 @@ class PaidJob:
         finally:
             self._shared.in_flight.pop(self.id, None)
 
+    async def _refuse(self, error: FareboxError) -> None:
+        """Nothing was held. A stream that began to wait, or opened its channel, learns it as an event."""
+        if not self._client.started and not self._must_stream:
+            raise softened(error, self._payer.session)
+        with suppress(TimeoutError), self._time_to_end():
+            await self._begin()
+            await self._client.send(b"".join([error_event(error), *self._answer.receipt_events(None)]))
+            await self._client.end()
+
     def _time_to_end(self) -> Deadline:
         """A client that does not read its answer's end is not waited for; it is billed already."""
         self._ending = Deadline(LAST_WORDS_S if self._cut else self._shared.settings.server.client_write_timeout_s)
@@ -175,7 +195,8 @@ class PaidJob:
     async def _admit(self) -> ClaimFound | None:
         """Quote and hold. Raises what the ledger's refusal means to the payer."""
         shared, request = self._shared, self._request
-        self._candidates = choose(shared.catalog.find(request.model), request.wishes, shared.health)
+        found = priced(request, shared.catalog.find(request.model))
+        self._candidates = choose(found, request.wishes, shared.health)
         model_id = self._candidates[0].model.id
         plan = plan_for(
             request,
@@ -184,37 +205,30 @@ class PaidJob:
             inference=shared.settings.inference,
             ledger=shared.settings.ledger,
         )
+        session, asked_limit = self._payer.session, plan.limit
+        plan, required, ledger = terms_for(plan, request, session, ledger=shared.settings.ledger)
+        # Known before the head of a stream that begins by waiting.
+        self._plan, self._limit_clipped = plan, plan.limit < asked_limit
         self._claim_key()
         tokens = plan.prompt_tokens_expected + plan.output_tokens_max
-        row = (
-            self.id,
-            self._payer.account_id,
-            self._payer.key_id,
-            request.endpoint,
-            model_id,
-            request.stream,
-            plan.limit,
-            tokens,
-            plan.ceiling,
-            self._admitted_at,
+        row = request_row(self.id, self._payer, request, plan, model_id=model_id, at=self._admitted_at)
+        first = Admit(
+            request_id=self.id,
+            account_id=self._payer.account_id,
+            credit_account=REVENUE,
+            owner_id=shared.owner_id,
+            amount=plan.first_hold,
+            required=required,
+            request=row,
+            key=self._payer.condition(model=model_id, tokens=tokens),
+            claim=self._claim,
+            channel=session.condition() if session is not None else None,
         )
-        result = await shared.journal.submit(
-            Admit(
-                request_id=self.id,
-                account_id=self._payer.account_id,
-                credit_account=REVENUE,
-                owner_id=shared.owner_id,
-                amount=plan.first_hold,
-                required=plan.required,
-                request=row,
-                key=self._payer.condition(model=model_id, tokens=tokens),
-                claim=self._claim,
-            )
-        )
+        result = await admitted(first, session, request, submit=shared.journal.submit, say=self._say)
         if isinstance(result, ClaimFound):
             return result
         if isinstance(result, Refused):
-            error = refusal(result, plan, limit_param=request.output_limit_param)
+            error = refused_error(result, plan, request, session, started=self._client.started)
             metrics.refusals.labels(error.code).inc()
             raise error
         if not isinstance(result, Admitted):
@@ -230,12 +244,17 @@ class PaidJob:
             owner_id=shared.owner_id,
             journal=shared.journal,
             clock=shared.clock,
-            settings=shared.settings.ledger,
+            settings=ledger,
             ratio=shared.ratio(model_id),
             keep=self._transcript.add if self._transcript is not None else None,
         )
-        self._limit_clipped = plan.limit_defaulted and self._plan.limit < plan.limit
+        self._limit_clipped = self._plan.limit < asked_limit
         return None
+
+    async def _say(self, data: bytes) -> None:
+        """An event of ours before anything was held."""
+        await self._begin()
+        await self._client.send(data)
 
     def _claim_key(self) -> None:
         """With an idempotency key: what is claimed in the commit of the hold, and where the answer is kept."""
@@ -265,7 +284,7 @@ class PaidJob:
                 task.uncancel()
             return Ending("aborted", self._used(), self._finish_reason, self._why_stopped())
         except FundsExhausted as exhausted:
-            problem: FareboxError = refusal(exhausted.refused, None, limit_param=self._request.output_limit_param)
+            problem = refused_error(exhausted.refused, None, self._request, self._payer.session, started=True)
             return Ending("exhausted", self._used(), self._finish_reason, problem)
         except UpstreamError as failed:
             problem = as_ours(failed, attempts=len(self._attempts), delivered=self._content_sent)
@@ -282,6 +301,8 @@ class PaidJob:
 
     def _why_stopped(self) -> FareboxError | None:
         """What a client that is still there is told."""
+        if self._stopped == CHANNEL_CLOSING:
+            return refusal(Refused("channel_closing"), None, limit_param="")
         return Overloaded("this server is shutting down") if self._stopped == SHUTDOWN else None
 
     async def _serve(self) -> Ending:
@@ -377,7 +398,7 @@ class PaidJob:
 
     async def _begin(self) -> None:
         if not self._client.started:
-            await self._client.begin(self._headers())
+            await self._client.begin(self._answer.headers())
 
     # The end: usage, capture, terminal bytes.
 
@@ -416,13 +437,16 @@ class PaidJob:
                 tokens_used=ending.usage.total_tokens,
                 admitted_at_ms=self._admitted_at,
                 claimed=self._claim is not None,
-                answer=self._stored_answer(ending),
+                answer=self._answer.stored(ending, self._transcript),
                 forget_claim=outcome.price == ZERO and ending.status != "completed",
+                challenge_id=self._payer.session.challenge_id if self._payer.session is not None else None,
             ),
             must=True,
         )
         if not isinstance(result, Captured):
             raise InvariantViolated("the ledger answered a capture with something else")
+        if self._payer.session is not None:
+            self._payer.session.released()
         count(outcome, result, request_id=self.id, endpoint=self._request.endpoint)
         return result
 
@@ -432,56 +456,33 @@ class PaidJob:
             await asyncio.wait((self._commenting,))
         if ending.body is not None:
             if not self._stopped:
-                await self._client.respond(200, self._headers(captured), self._whole(ending.body, ending, captured))
+                headers = self._answer.headers(captured, units=ending.usage.total_tokens)
+                await self._client.respond(200, headers, self._answer.whole(ending.body, ending, captured))
             return
         if not self._client.started:
-            if ending.error is not None and self._stopped in {None, SHUTDOWN}:
-                raise ending.error
-            if ending.status != "completed":
+            if ending.error is not None and self._stopped in _CLIENT_IS_THERE and not self._must_stream:
+                raise softened(ending.error, self._payer.session)
+            if ending.status != "completed" and not self._must_stream:
                 return
-        if self._stopped not in {None, SHUTDOWN}:
+        if self._stopped not in _CLIENT_IS_THERE:
             return
         await self._begin()
-        await self._client.send(b"".join(self._terminal(ending, captured)))
+        await self._client.send(b"".join(self._answer.terminal(ending, captured)))
         await self._client.end()
 
-    def _stored_answer(self, ending: Ending) -> Callable[[Captured], bytes | None] | None:
-        """Makes the answer that a replay returns, in the commit that charges for it."""
-        transcript = self._transcript
-        if transcript is None:
-            return None
-
-        def seal(captured: Captured) -> bytes | None:
-            headers = self._headers(captured)
-            if ending.body is not None:
-                return transcript.sealed_whole(self._whole(ending.body, ending, captured), headers)
-            return transcript.sealed_stream(self._terminal(ending, captured), headers)
-
-        return seal
-
-    def _whole(self, body: dict[str, Any], ending: Ending, captured: Captured) -> bytes:
-        return orjson.dumps(body | {"model": self._request.model, "usage": shown_usage(ending.usage, captured.charged)})
-
-    def _terminal(self, ending: Ending, captured: Captured) -> list[bytes]:
-        if ending.error is not None:
-            return [error_event(ending.error)]
-        if self._meter is None or ending.status != "completed":
-            return []
-        shown = self._request.include_usage
-        chunks = self._meter.closing_chunks(ending.usage, captured.charged, shown=shown)
-        return [*map(frame, chunks), frame(DONE)]
-
-    def _headers(self, captured: Captured | None = None) -> list[tuple[str, str]]:
-        headers = [("x-request-id", self.id)]
-        if self._served is not None:
-            headers.append(("x-farebox-provider", self._served.provider.name))
-        if captured is not None:
-            headers.append(("x-farebox-cost", format_usd(captured.charged)))
-        if self._limit_clipped and self._plan is not None:
-            headers.append(("x-farebox-max-tokens", str(self._plan.limit)))
-        return headers
+    @property
+    def _answer(self) -> Answer:
+        clipped = self._plan.limit if self._limit_clipped and self._plan is not None else None
+        payer = self._payer
+        return Answer(self.id, self._request, payer.session, payer.receipt, self._served, clipped, self._meter)
 
     # Small things.
+
+    @property
+    def _must_stream(self) -> bool:
+        """Whether trouble is told as an event: the request opened its channel, and no status may deny that."""
+        session = self._payer.session
+        return session is not None and session.opened and self._request.stream
 
     @property
     def _content_sent(self) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from app.admission import PaidRequest
 from app.delivery import Client
 from app.errors import Overloaded
-from app.paid_job import SHUTDOWN, PaidJob, Shared
+from app.paid_job import CHANNEL_CLOSING, SHUTDOWN, PaidJob, Shared
 from app.rails.rail import Payer
 
 __all__ = ["PaidJob", "PaidRequest", "Proxy"]
@@ -23,11 +23,24 @@ class Proxy(Shared):
 
     def job(self, request: PaidRequest, payer: Payer, client: Client) -> PaidJob:
         """A job for one request. Raises `Overloaded` when the process is full or stopping."""
+        self.make_sure_of_room()
+        return PaidJob(self, request, payer, client)
+
+    def make_sure_of_room(self) -> None:
+        """Raises `Overloaded` when the process is full or stopping: before a payer does anything for good."""
         if self.closing:
             raise Overloaded("this server is shutting down; try again", retry_after_s=1)
         if len(self.in_flight) >= self.settings.server.in_flight_max:
             raise Overloaded("too many requests are being served; try again", retry_after_s=1)
-        return PaidJob(self, request, payer, client)
+
+    def halt(self, account_id: str) -> None:
+        """End the streams of a channel that serves nothing more; what was delivered is captured.
+
+        A whole answer is finished: its hold pays for it.
+        """
+        for job in list(self.in_flight.values()):
+            if job.account_id == account_id and not job.finishes_alone:
+                job.stop(CHANNEL_CLOSING)
 
     def watch(self) -> None:
         """End jobs whose client does not read; break the silence of the others."""

@@ -7,19 +7,24 @@ What tests may ask for:
 - ``engine``: an engine on ``database_url``, disposed of afterwards.
 - ``postgres``: the server itself, for tests that need an empty database or a second one.
 - ``clock``: a `FakeClock`.
+- ``devnet``, ``evm_chain`` and their factories: local chains, see `tests/devnet_fixtures.py`.
 - ``farebox``: a serving process that tests share, with the upstream ``shared_dialects`` behind it.
 
 Every URL is a plain string that `DatabaseSettings` takes. Databases are copies of one that was
 migrated once, so a test pays for a copy and not for the migrations.
 """
 
+import fcntl
+import os
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
 from hypothesis import settings as hypothesis_settings
@@ -29,13 +34,41 @@ from sqlalchemy import Engine
 from app.database import connect, migrate
 from app.settings import DatabaseSettings
 from tests.clocks import FakeClock
+from tests.devnet_fixtures import devnet, evm_chain, new_devnet, new_evm_chain
 from tests.dialects.server import DIALECTS, DialectServer
 from tests.serving import FareboxServer, model, sandbox, upstream
+
+# Fixtures, for pytest to find.
+__all__ = ["devnet", "evm_chain", "new_devnet", "new_evm_chain"]
 
 # A dialect that takes a parameter stands here with each of those that tests use.
 PARAMETERS = ("status:400", "status:401", "status:429", "status:503", "flood:1000", "flood:2000", "slow_head:50")
 DIALECT_NAMES = (*(name for name in DIALECTS if name != "status"), *PARAMETERS)
 TEMPLATE = "farebox_template"
+# A database is 300 files, and each commit of SQLite waits for its disk: on a file system in memory, tests wait
+# for neither. `make soak`, whose databases grow, says PYTEST_DEBUG_TEMPROOT itself.
+MEMORY = Path("/dev/shm")
+MEMORY_BYTES_MIN = 2 * 1024**3
+TEMPORARY_ROOT = "PYTEST_DEBUG_TEMPROOT"
+POSTGRES_SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "max_wal_size": "64MB"}
+
+
+def _is_usable(folder: Path) -> bool:
+    """Whether tests may work there: room, and programs that a test writes can be run."""
+    try:
+        room = min(shutil.disk_usage(folder).free, psutil.virtual_memory().available)
+        runs = not os.statvfs(folder).f_flag & os.ST_NOEXEC
+    except OSError:
+        return False
+    return room >= MEMORY_BYTES_MIN and runs and os.access(folder, os.W_OK)
+
+
+if TEMPORARY_ROOT not in os.environ and _is_usable(MEMORY):
+    os.environ[TEMPORARY_ROOT] = str(MEMORY)
+
+# No test speaks TLS, and every HTTP client that is made would read all of the system's certificates first.
+os.environ.pop("SSL_CERT_FILE", None)
+os.environ["SSL_CERT_DIR"] = str(Path(__file__).parent)
 
 # A failure on one machine is the same failure on every other, and a busy machine is not a failure.
 hypothesis_settings.register_profile("farebox", derandomize=True, database=None, deadline=None)
@@ -54,8 +87,8 @@ class PostgresServer:
         self._host = self._server.pgdata
         self._numbers = count(1)
         self._migrated = False
-        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
-            self._execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(setting)))
+        for name, value in POSTGRES_SETTINGS.items():
+            self._execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
         self._execute(sql.SQL("SELECT pg_reload_conf()"))
 
     def url(self, name: str) -> str:
@@ -99,13 +132,25 @@ def _migrate(url: str) -> None:
     engine.dispose()
 
 
+@contextmanager
+def _one_worker_at_a_time(folder: Path) -> Iterator[None]:
+    """Root's first server makes a system user; of two workers that make it at once, one would fail."""
+    with (folder / "postgres.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    """The session's PostgreSQL server."""
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """The session's PostgreSQL server; with several workers, each has its own."""
     # Not in pytest's own temporary folder: root's server runs as a user of its own, and the next
     # session to start closes that folder to everyone else.
-    folder = Path(tempfile.mkdtemp(prefix="farebox-pg-"))
-    server = PostgresServer(folder)
+    folder = Path(tempfile.mkdtemp(prefix="farebox-pg-", dir=os.environ.get(TEMPORARY_ROOT)))
+    workers = os.environ.get("PYTEST_XDIST_WORKER") is not None
+    # A worker's temporary folder is inside the session's.
+    shared = tmp_path_factory.getbasetemp().parent if workers else folder
+    with _one_worker_at_a_time(shared):
+        server = PostgresServer(folder)
     yield server
     server.stop()
     shutil.rmtree(folder)

@@ -36,6 +36,8 @@ from app.settings import DatabaseSettings
 SECRET = "test-secret-of-thirty-two-bytes-or-more"
 ADMIN_TOKEN = "test-admin-token-of-some-length"
 START_TIMEOUT_S = 60
+# Whoever else has the port may take a connection and never answer.
+READY_TIMEOUT_S = 1
 STOP_TIMEOUT_S = 60
 LEASE_TTL_S = 2.0
 
@@ -95,12 +97,14 @@ class FareboxServer:
         server: Mapping[str, Any] | None = None,
         ledger: Mapping[str, Any] | None = None,
         inference: Mapping[str, Any] | None = None,
+        mpp: Mapping[str, Any] | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self.database_url = database_url
         self._folder = folder
         self._environ = dict(environ or {})
         self.port = _free_port()
+        self._reserved: socket.socket | None = None
         self.url = f"http://127.0.0.1:{self.port}"
         self.config = folder / f"farebox-{self.port}.toml"
         sections = {
@@ -108,6 +112,7 @@ class FareboxServer:
             "database": {"url": database_url},
             "ledger": {**QUICK, **(ledger or {})},
             "inference": dict(inference or {}),
+            "mpp": dict(mpp or {}),
         }
         self.config.write_text(_toml(sections, providers if providers is not None else [sandbox()]))
         self.process: subprocess.Popen[bytes] | None = None
@@ -119,6 +124,7 @@ class FareboxServer:
 
     def start(self) -> Self:
         """Start the process and wait until it is ready."""
+        self._reserve()
         environ = {
             **{name: value for name, value in os.environ.items() if not name.startswith("FAREBOX_")},
             "FAREBOX_SECRET": SECRET,
@@ -145,7 +151,7 @@ class FareboxServer:
             if self.process is not None and self.process.poll() is not None:
                 raise AssertionError(f"the server ended:\n{self.log.read_text()}")
             try:
-                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                if httpx.get(f"{self.url}/readyz", timeout=READY_TIMEOUT_S).status_code == 200:
                     return
             except httpx.TransportError:
                 pass
@@ -169,10 +175,34 @@ class FareboxServer:
         """Stop the process, however it is."""
         if self.process is not None and self.process.poll() is None:
             self.terminate()
+        if self._reserved is not None:
+            self._reserved.close()
+            self._reserved = None
         self.engine.dispose()
 
+    def _reserve(self) -> None:
+        """Keep the port while the process is down: nobody else's socket is given it before a restart.
+
+        A bound socket that does not listen refuses connections, and Linux lets the process listen beside it.
+        """
+        if self._reserved is not None or sys.platform != "linux":
+            return
+        reserved = socket.socket()
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            reserved.bind(("127.0.0.1", self.port))
+        except OSError:
+            # The port is taken: the process will say so.
+            reserved.close()
+        else:
+            self._reserved = reserved
+
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import log, metrics
-from app.api import account, admin, catalog, status
+from app.api import account, admin, catalog, channels, discovery, status, topups
 from app.api.inference import ChatCompletions
 from app.api.problems import problem
 from app.api.services import Services
@@ -22,11 +22,11 @@ from app.errors import FareboxError, InvalidRequest, InvariantViolated, MethodNo
 from app.ledger.ids import new_id
 
 EXPOSED = (
-    "WWW-Authenticate, Payment-Receipt, Retry-After, x-should-retry, x-request-id, x-farebox-provider, x-farebox-cost, "
-    "x-farebox-max-tokens, x-farebox-next-cursor, idempotent-replayed"
+    "WWW-Authenticate, Payment-Receipt, Payment-Session, Retry-After, x-should-retry, x-request-id, "
+    "x-farebox-provider, x-farebox-cost, x-farebox-max-tokens, x-farebox-next-cursor, idempotent-replayed"
 )
 # The wildcard is for the headers that SDKs add of themselves; it does not cover Authorization.
-ALLOWED_HEADERS = "Authorization, Content-Type, Idempotency-Key, x-api-key, *"
+ALLOWED_HEADERS = "Authorization, Content-Type, Idempotency-Key, x-api-key, Accept-Payment, Payment-Session, *"
 ALLOWED_METHODS = "GET, HEAD, POST, PATCH, OPTIONS"
 PREFLIGHT_HEADERS = [
     (b"access-control-allow-origin", b"*"),
@@ -54,7 +54,15 @@ class Application:
         self._clock: Clock = SystemClock()
         self._paid: dict[str, ASGIApp] = {}
         self.rest = Starlette(
-            routes=[*catalog.routes, *account.routes, *admin.routes, *status.routes],
+            routes=[
+                *catalog.routes,
+                *account.routes,
+                *channels.routes,
+                *topups.routes,
+                *discovery.routes,
+                *admin.routes,
+                *status.routes,
+            ],
             lifespan=lifespan,
             exception_handlers={FareboxError: _handle, 404: _not_found, 405: _wrong_method, Exception: _handle},
         )
@@ -64,7 +72,7 @@ class Application:
         """Begin to serve: called once everything is ready."""
         self.rest.state.services = found
         self._clock = found.clock
-        chat = ChatCompletions(found.proxy, found.rail)
+        chat = ChatCompletions(found.proxy, found.rail, found.wallets)
         self._paid = {"/v1/chat/completions": chat, "/v1/chat/completions/": chat}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -13,6 +13,7 @@ from app import log, metrics
 from app.api import chat_parameters
 from app.api.json_body import parse_object
 from app.api.problems import problem
+from app.api.wallets import Wallets
 from app.deadline import Deadline
 from app.errors import (
     FareboxError,
@@ -25,8 +26,11 @@ from app.errors import (
     UnsupportedMediaType,
 )
 from app.ledger.ids import new_id
-from app.proxy import PaidJob, Proxy
+from app.proxy import PaidJob, PaidRequest, Proxy
 from app.rails import idempotency
+from app.rails.credential import is_payment, is_wallet
+from app.rails.credential import parse as parse_credential
+from app.rails.mpp_charge import CHARGE_INTENT
 from app.rails.rail import Rail
 
 STREAM_HEADERS = [
@@ -52,7 +56,7 @@ class AsgiClient:
     async def respond(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         self.started = True
         head = [
-            (b"content-type", b"application/json"),
+            *([(b"content-type", b"application/json")] if body else []),
             (b"content-length", str(len(body)).encode()),
             *((name.encode(), value.encode("latin-1", "replace")) for name, value in headers),
         ]
@@ -61,7 +65,9 @@ class AsgiClient:
 
     async def begin(self, headers: list[tuple[str, str]]) -> None:
         self.started = True
-        head = STREAM_HEADERS + [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers]
+        # What is said of a cache for this answer stands before what is said for all streams.
+        general = [pair for pair in STREAM_HEADERS if pair[0].decode() not in dict(headers)]
+        head = general + [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers]
         await self._send({"type": "http.response.start", "status": 200, "headers": head})
 
     async def send(self, data: bytes) -> None:
@@ -72,47 +78,92 @@ class AsgiClient:
 
 
 class ChatCompletions:
-    """``POST /v1/chat/completions``."""
+    """``POST /v1/chat/completions``; with a ``Payment`` credential and no body, any method manages a channel."""
 
-    def __init__(self, proxy: Proxy, rail: Rail) -> None:
+    def __init__(self, proxy: Proxy, rail: Rail, wallets: Wallets | None = None) -> None:
         self._proxy = proxy
         self._rail = rail
+        self._wallets = wallets
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         client = AsgiClient(send)
         job: PaidJob | None = None
         try:
-            job = await self._job(scope, receive, client)
-            await self._run(job, receive)
+            headers: Mapping[bytes, bytes] = dict(scope["headers"])
+            if self._wallets is not None and is_payment(headers):
+                job = await self._paid_by_wallet(self._wallets, scope, headers, receive, client)
+            else:
+                job = await self._job(scope, headers, receive, client)
+            if job is not None:
+                await self._run(job, receive)
         except ClientGone:
             return
         except FareboxError as error:
             if error.retry_after_s is None and isinstance(error, IdempotencyConflict):
                 metrics.refusals.labels("idempotency").inc()
-            await self._refuse(send, error, job, started=client.started)
+            await self._refuse(send, error, job, started=client.started, head=scope["method"] == "HEAD")
         except Exception as error:
             metrics.alerts.labels("internal_error").inc()
             _log.error("request_failed", request_id=job.id if job else None, exc_info=error)
             await self._refuse(send, InvariantViolated("an internal error"), job, started=client.started)
 
-    async def _job(self, scope: Scope, receive: Receive, client: AsgiClient) -> PaidJob:
+    async def _job(self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, client: AsgiClient) -> PaidJob:
+        """A request paid by key, or by nothing yet: then the answer is what a wallet must do."""
+        wallets = self._wallets if is_wallet(headers) else None
+        if scope["method"] != "POST":
+            if wallets is not None and scope["method"] in {"GET", "HEAD"}:
+                raise await wallets.required(scope["path"], headers, None)
+            raise MethodNotAllowed(f"{scope['method'][:20]} is not allowed here; use POST", allow="POST")
+        payer = await self._rail.authenticate(headers) if wallets is None else None
+        content = await self._content(headers, receive, typed=wallets is None)
+        if wallets is not None and not content:
+            raise await wallets.required(scope["path"], headers, None)
+        request = self._parsed(headers, content)
+        if payer is None or wallets is not None:
+            if self._wallets is None:
+                raise InvariantViolated("a request without a payer where no wallet is served")
+            raise await self._wallets.required(scope["path"], headers, request)
+        return self._proxy.job(request, payer, client)
+
+    async def _paid_by_wallet(
+        self, wallets: Wallets, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, client: AsgiClient
+    ) -> PaidJob | None:
+        """Content that a channel pays for; or an action on the channel, answered here: then there is no job."""
+        credential = parse_credential(headers)
+        content = b"" if scope["method"] == "HEAD" else await self._content(headers, receive, typed=False)
+        if not content or wallets.manages(credential):
+            await wallets.manage(credential, scope["path"], headers, client)
+            return None
         if scope["method"] != "POST":
             raise MethodNotAllowed(f"{scope['method'][:20]} is not allowed here; use POST", allow="POST")
-        headers: Mapping[bytes, bytes] = dict(scope["headers"])
-        payer = await self._rail.authenticate(headers)
         _media_type(headers.get(b"content-type", b""))
-        settings = self._proxy.settings
-        content = await read_body(
-            receive, headers, bytes_max=settings.server.body_bytes_max, timeout_s=settings.server.body_timeout_s
-        )
+        request = self._parsed(headers, content)
+        # Everything that can be refused without the payer's money is refused before it moves.
+        self._proxy.make_sure_of_room()
+        if credential.challenge.intent == CHARGE_INTENT:
+            payer, request = await wallets.paid_once(credential, scope["path"], headers, request)
+        else:
+            payer, request = await wallets.authenticate(credential, scope["path"], headers, request)
+        return self._proxy.job(request, payer, client)
+
+    async def _content(self, headers: Mapping[bytes, bytes], receive: Receive, *, typed: bool) -> bytes:
+        if typed:
+            _media_type(headers.get(b"content-type", b""))
+        server = self._proxy.settings.server
+        content = await read_body(receive, headers, bytes_max=server.body_bytes_max, timeout_s=server.body_timeout_s)
+        if content and not typed:
+            _media_type(headers.get(b"content-type", b""))
+        return content
+
+    def _parsed(self, headers: Mapping[bytes, bytes], content: bytes) -> PaidRequest:
         key = headers.get(b"idempotency-key")
-        request = chat_parameters.parse(
+        settings = self._proxy.settings
+        return chat_parameters.parse(
             parse_object(content, depth_max=settings.server.body_depth_max),
             content,
             settings=settings,
             idempotency_key=idempotency.parse_key(key.decode("latin-1") if key is not None else None),
         )
-        return self._proxy.job(request, payer, client)
 
     @staticmethod
     async def _run(job: PaidJob, receive: Receive) -> None:
@@ -131,13 +182,15 @@ class ChatCompletions:
         finally:
             gone.cancel()
 
-    async def _refuse(self, send: Send, error: FareboxError, job: PaidJob | None, *, started: bool) -> None:
+    async def _refuse(
+        self, send: Send, error: FareboxError, job: PaidJob | None, *, started: bool, head: bool = False
+    ) -> None:
         if started:
             return
         request_id = job.id if job else new_id("req", self._proxy.clock.now_ms())
         status, headers, body = problem(error, request_id=request_id)
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await send({"type": "http.response.body", "body": b"" if head else body})
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from sqlalchemy import Engine
 from starlette.requests import Request
 
+from app.api.wallets import Wallets
+from app.channels.store import ChannelStore
 from app.clock import Clock
 from app.ledger.journal import Journal
 from app.ledger.price_store import PriceStore
@@ -31,6 +33,8 @@ class Services:
     usage: UsageStore
     prices: PriceStore
     secret: bytes = field(repr=False)
+    wallets: Wallets | None = None
+    channels: ChannelStore | None = None
 
 
 def services(request: Request) -> Services:

@@ -20,10 +20,17 @@ async def healthz(_request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """The database answers and is migrated, and this process takes requests."""
+    """The database answers and is migrated, this process takes requests, and its chains were seen once.
+
+    A chain that goes away later is told, and is no reason to send API keys elsewhere.
+    """
     found = services(request)
     checks = {"database": await asyncio.to_thread(_database, found), "accepting": not found.proxy.closing}
     ready = all(checks.values())
+    if found.wallets is not None:
+        rail = found.wallets.rail
+        checks["chain"] = rail.sees_every_chain()
+        ready = ready and rail.chains_were_seen
     return JSONResponse({"status": "ready" if ready else "not ready", **checks}, status_code=200 if ready else 503)
 
 

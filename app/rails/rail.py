@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from app.ledger.budget import KeyCondition
+from app.rails.session import Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,10 @@ class Payer:
     key_hash: str = field(default="", repr=False)
     # The credential itself: only to derive the key that stored answers are encrypted with.
     secret: str = field(default="", repr=False)
+    # Of a one-shot payment: the receipt that goes out with the answer.
+    receipt: str | None = None
+    # What only a payer by channel has: a voucher that was presented, receipts, and pauses.
+    session: Session | None = field(default=None, repr=False)
 
     def condition(self, *, model: str, tokens: int) -> KeyCondition | None:
         """What a hold needs of this payer's key, if it pays by key."""

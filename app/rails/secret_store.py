@@ -6,7 +6,7 @@ It is not in the database, so that a copy of the database alone cannot even test
 import contextlib
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sqlalchemy import Engine, select
@@ -46,8 +46,57 @@ def load_secret(settings: Settings, engine: Engine, *, environ: Mapping[str, str
                 f"{path} is gone, and the keys in the database were hashed with it: "
                 f"bring it back, or set {variable} to its content"
             )
-        _create(path)
+        _create(path, secrets.token_urlsafe(SECRET_BYTES_MIN))
     return _read(path)
+
+
+def load_kept(
+    engine: Engine,
+    *,
+    variable: str,
+    suffix: str,
+    what: str,
+    make: Callable[[], str],
+    environ: Mapping[str, str] | None = None,
+) -> str:
+    """A secret from its variable, or kept in a file of mode 0600 beside SQLite and made on first use.
+
+    Raises `SettingsError`, which never quotes it.
+    """
+    text = (os.environ if environ is None else environ).get(variable, "").strip()
+    if text:
+        return text
+    path = _beside(engine, suffix)
+    if path is None:
+        raise SettingsError(f"set the environment variable {variable} to {what}, the same for every replica")
+    if not path.exists():
+        _create(path, make())
+    return _read(path).decode()
+
+
+def load_previous(engine: Engine, *, variable: str, suffix: str) -> str | None:
+    """The secret before, while what was made with it may still be shown; None if there was none."""
+    text = os.environ.get(variable, "").strip()
+    if text:
+        return text
+    path = _beside(engine, suffix)
+    return _read(path).decode() if path is not None and path.exists() else None
+
+
+def rotate_kept(engine: Engine, *, suffix: str, previous_suffix: str, make: Callable[[], str]) -> Path:
+    """Put a new secret in the place of the kept one, which becomes the one before. Raises `SettingsError`."""
+    path, previous = _beside(engine, suffix), _beside(engine, previous_suffix)
+    if path is None or previous is None:
+        raise SettingsError("the secret is in the environment: rotate it there, with the one before beside it")
+    if path.exists():
+        os.replace(path, previous)
+    _create(path, make())
+    return path
+
+
+def _beside(engine: Engine, suffix: str) -> Path | None:
+    path = secret_path(engine)
+    return path.with_name(path.name.removesuffix(SECRET_FILE_SUFFIX) + suffix) if path is not None else None
 
 
 def secret_path(engine: Engine) -> Path | None:
@@ -58,13 +107,13 @@ def secret_path(engine: Engine) -> Path | None:
     return Path(database + SECRET_FILE_SUFFIX)
 
 
-def _create(path: Path) -> None:
+def _create(path: Path, text: str) -> None:
     """Make the file whole or not at all: of two processes, the second finds the first one's."""
     draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     try:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, SECRET_FILE_MODE)
         try:
-            os.write(descriptor, secrets.token_urlsafe(SECRET_BYTES_MIN).encode() + b"\n")
+            os.write(descriptor, text.encode() + b"\n")
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

@@ -1,4 +1,4 @@
-"""A second shared server: several providers for one model, odd prices, small windows, quick comments."""
+"""Shared servers: several providers for one model, odd prices, small windows; and one that wallets pay."""
 
 import shutil
 from collections.abc import Iterator
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import channel
+from tests.devnet_fixtures import TempoChain
 from tests.dialects.server import DialectServer
 from tests.serving import COST, FareboxServer, model, sandbox, upstream
 
@@ -53,5 +55,32 @@ def shop(
         providers=providers,
         server={"silence_comment_s": 0.1},
         ledger={"window_tokens_min": WINDOW_TOKENS, "window_growth": 1},
+    ) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def _wallets_end_with_their_test() -> Iterator[None]:
+    yield
+    channel.close_wallets()
+
+
+@pytest.fixture(scope="session")
+def till(
+    sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory, devnet: TempoChain, shared_dialects: DialectServer
+) -> Iterator[FareboxServer]:
+    """A real server process that wallets pay, on both Tempo protocols: each test opens channels of its own."""
+    providers = [
+        sandbox(),
+        upstream(
+            "dialects", shared_dialects.base_url, [model("forging", upstream_id="crlf"), model("gated"), model("ok")]
+        ),
+    ]
+    with channel.shop(
+        tmp_path_factory.mktemp("till"),
+        sqlite_template,
+        devnet,
+        providers=providers,
+        server={"silence_comment_s": 0.1},
     ) as server:
         yield server
