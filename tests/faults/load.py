@@ -106,21 +106,7 @@ class Load:
         if self.keyed and self.random.random() < 0.06:
             return self.random.choice(list(self.keyed.values()))
         self.asked += 1
-        draw = self.random.choice(
-            (
-                _quick,
-                _quick,
-                _slow_stream,
-                _slow_stream,
-                _slow_stream,
-                _slow_whole,
-                _failing,
-                _failing,
-                _leaving,
-                _poor,
-                _poor,
-            )
-        )
+        draw = self.random.choice(DRAWS)
         ask = draw(self)
         if ask.key is not None:
             self.keyed[ask.key] = ask
