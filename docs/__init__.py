@@ -1,0 +1,1 @@
+"""Documentation, and what makes the pages that show a running server."""
