@@ -23,7 +23,9 @@ class Proxy(Shared):
 
     def job(self, request: PaidRequest, payer: Payer, client: Client) -> PaidJob:
         """A job for one request. Raises `Overloaded` when the process is full or stopping."""
-        self.make_sure_of_room()
+        # Who just opened a channel is answered by the job, whatever the answer is.
+        if payer.session is None or not payer.session.opened:
+            self.make_sure_of_room()
         return PaidJob(self, request, payer, client)
 
     def make_sure_of_room(self) -> None:

@@ -38,8 +38,8 @@ from app.settlement.settler import Settler
 from app.settlement.watcher import Watcher
 
 # A chain that answers was seen by then; one that does not is waited for by its users alone.
-FIRST_LOOK_S = 1.0
-CHECK_AGAIN_S = 5.0
+FIRST_LOOK_S = 3.0
+CHECK_AGAIN_S = 2.0
 
 _log = log.get("wallets")
 
@@ -130,6 +130,9 @@ class WalletService:
             settings=mpp,
             challenger=challenger,
             lend_nonce=self._settler.lend_nonce,
+            confirmations={
+                backend.offer: entry.confirmations for entry, backend in zip(mpp.channels, self._backends, strict=True)
+            },
         )
         rail = SessionRail(
             challenger=challenger,

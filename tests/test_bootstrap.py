@@ -65,7 +65,7 @@ async def test_after_its_end_nothing_is_admitted_or_written(settings: Settings) 
         assert services is not None
     assert services.proxy.closing
     with pytest.raises(Overloaded):
-        services.proxy.job(None, None, None)  # type: ignore[arg-type]
+        services.proxy.make_sure_of_room()
     with pytest.raises(Overloaded):
         await services.journal.submit(None)  # type: ignore[arg-type]
 

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from app.api.account import NO_STORE, authenticated
-from app.api.inference import read_body
+from app.api.inference import ClientGone, read_body
 from app.api.json_body import parse_object
 from app.api.services import services
 from app.errors import AuthenticationFailed, InvalidRequest, NotFound, PaymentProblem
@@ -35,9 +35,13 @@ async def top_up(request: Request) -> Response:
     if wallets is None or wallets.charge is None:
         raise NotFound("top-ups from wallets are not offered here", code="topups_not_offered")
     headers = dict(request.headers.raw)
-    content = await read_body(
-        request.receive, headers, bytes_max=BODY_BYTES_MAX, timeout_s=found.settings.server.body_timeout_s
-    )
+    try:
+        content = await read_body(
+            request.receive, headers, bytes_max=BODY_BYTES_MAX, timeout_s=found.settings.server.body_timeout_s
+        )
+    except ClientGone:
+        # Nobody is there to be told.
+        return Response(status_code=400)
     amount = _amount(content, at_most=parse_usd(found.settings.mpp.deposit_max))
     ask = Ask(ROUTE, content, None, description=f"top-up of {format_usd(amount)} USD")
     if not is_payment(headers):

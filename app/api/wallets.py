@@ -8,7 +8,7 @@ from mpp import Credential
 
 from app.admission import PaidRequest, plan_for
 from app.delivery import Client
-from app.errors import PaymentProblem
+from app.errors import PaymentMalformed, PaymentProblem
 from app.ledger.ids import new_id
 from app.ledger.price_store import PriceStore
 from app.money import NanoUsd, format_price_per_million
@@ -68,7 +68,7 @@ class Wallets:
         """The payer of a whole answer by one transfer; the challenge is its idempotency key."""
         ask, charge = self._ask(path, headers, request), self.charge
         if charge is None:
-            raise PaymentProblem("one-shot payments are not offered here", slug="method-unsupported")
+            raise PaymentMalformed("one-shot payments are not offered here", slug="method-unsupported")
         try:
             paid = await charge.collect(credential, ask)
         except PaymentProblem as problem:

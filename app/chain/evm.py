@@ -218,6 +218,8 @@ class Evm(ContractEscrow):
 
     def _check_window(self, authorization: Mapping[str, Any]) -> None:
         now_s = self._now_s()
+        if authorization["validBefore"] >= 2**256 or authorization["value"] >= 2**128:
+            raise TransactionRefused("the authorization's numbers do not fit", malformed=True)
         if authorization["validAfter"] >= now_s or authorization["validBefore"] < now_s + REMAINING_S_MIN:
             raise TransactionRefused("the authorization is not valid now, or expires too soon")
 

@@ -16,6 +16,7 @@ from app import log
 CHANNEL_CHANGED = "farebox_channel"
 RETRY_PAUSE_S = 1.0
 CONNECT_TIMEOUT_S = 5
+SILENCE_S = 15
 
 _log = log.get("listener")
 
@@ -53,17 +54,26 @@ class Listener:
         while True:
             try:
                 await self._listen()
-            except (psycopg.Error, OSError) as error:
+            except (psycopg.Error, OSError, TimeoutError) as error:
                 _log.warning("listening_interrupted", error=type(error).__name__)
             await asyncio.sleep(RETRY_PAUSE_S)
 
     async def _listen(self) -> None:
         async with await psycopg.AsyncConnection.connect(
-            self._conninfo, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S
+            self._conninfo,
+            autocommit=True,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            keepalives_idle=SILENCE_S,
+            keepalives_interval=5,
+            keepalives_count=3,
         ) as connection:
             await connection.execute(f"LISTEN {CHANNEL_CHANGED}")
             self._listening.set()
             self._on_missed()
-            async for notify in connection.notifies():
-                channel_id, _, word = notify.payload.partition(" ")
-                self._on_changed(channel_id, word != "open")
+            while True:
+                async for notify in connection.notifies(timeout=SILENCE_S):
+                    channel_id, _, word = notify.payload.partition(" ")
+                    self._on_changed(channel_id, word != "open")
+                # Silence may be a dead connection: asked, it says so.
+                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                    await connection.execute("SELECT 1")

@@ -24,7 +24,7 @@ from app.ledger.transfer import Transfer
 from app.money import NANO_PER_BASE_UNIT, ZERO, BaseUnits, NanoUsd, base_units_down, nano_usd_of
 
 # Refusals that no amount of money turns.
-STOPS = frozenset({"channel_not_found", "channel_closing", "channel_finalized", "challenge_used", "exposure"})
+STOPS = frozenset({"channel_not_found", "channel_closing", "channel_finalized", "challenge_used"})
 
 
 def _channel(books: Books, channel_id: str) -> Channel | None:
@@ -57,10 +57,12 @@ def free_to_extend(books: Books, account: Account, condition: ChannelCondition) 
         return ZERO, "channel_not_found"
     if channel.stopped is not None:
         return ZERO, channel.stopped
-    if channel.exposure >= condition.exposure_max:
+    # What is held will be spent, and nothing of it can be settled before.
+    room = NanoUsd(condition.exposure_max - channel.exposure - account.debits_pending)
+    if room <= 0:
         return ZERO, "exposure"
     free = min(account.available, NanoUsd(channel.accepted - channel.spent - account.debits_pending))
-    return free, "insufficient_balance"
+    return (room, "exposure") if room < free else (free, "insufficient_balance")
 
 
 def claim_challenge(books: Books, condition: ChannelCondition, *, request_id: str) -> None:

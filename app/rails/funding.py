@@ -5,11 +5,11 @@ died is found by the watcher. Everything here may be done again.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, suppress
 
 from app import log, metrics
-from app.chain.backend import ChainUnavailable, ChannelBackend, ChannelState, Funding, Mined, TransactionRefused
+from app.chain.backend import ChainUnavailable, ChannelBackend, ChannelState, Funding, Mined, Offer, TransactionRefused
 from app.channels.channel import ChannelView
 from app.channels.store import ChannelRecord, ChannelStore, FundingRecord
 from app.errors import InvariantViolated, PaymentProblem, PaymentTooFast
@@ -25,6 +25,8 @@ from app.settings import MppSettings
 STATE_TRIES_MAX = 20
 # Opens and top-ups at once: each costs the node several answers, and is asked for by anybody.
 FUNDINGS_MAX = 64
+# A transaction that a client sent by itself is known to the node soon, or not at all.
+NAMED_S = 10.0
 STATE_PAUSE_S = 0.25
 
 _log = log.get("funding")
@@ -40,7 +42,8 @@ class Funder:
         journal: Journal,
         settings: MppSettings,
         challenger: Challenger,
-        lend_nonce: Callable[[ChannelBackend], Awaitable[int]],
+        lend_nonce: Callable[[ChannelBackend], AbstractAsyncContextManager[int]],
+        confirmations: Mapping[Offer, int],
     ) -> None:
         self._store = store
         self._journal = journal
@@ -48,7 +51,8 @@ class Funder:
         self._challenger = challenger
         # Of the account that settles, for what we carry.
         self._lend_nonce = lend_nonce
-        self._running = 0
+        self._confirmations = confirmations
+        self._running = {"open": 0, "topUp": 0}
         self._deposit_max = base_units_up(parse_usd(settings.deposit_max))
 
     async def open(
@@ -71,7 +75,7 @@ class Funder:
         self._same(payload, funding)
         verify(funding.descriptor)
         mined = await self._mine(funding, backend, ask, record=payload)
-        state = await self._state(backend, payload.channel_id, ask, after=mined.block)
+        state = await self._state(backend, funding, ask, after=mined.block, payload=payload)
         if state.finalized or state.close_requested_at:
             await asyncio.to_thread(self._store.end_funding, mined.tx_hash, state="mined")
             raise self._challenger.problem("the channel is closing already", ask, slug="session/channel-finalized")
@@ -129,24 +133,33 @@ class Funder:
                 f"deposits above {self._settings.deposit_max} USD are not taken", ask, slug="verification-failed"
             )
         mined = await self._mine(funding, backend, ask, record=payload)
-        await self._state(backend, payload.channel_id, ask, after=mined.block)
-        view = await self.look(payload.channel_id, backend)
+        await self._state(backend, funding, ask, after=mined.block, payload=payload)
+        view = await self.look(payload.channel_id, backend, added=added)
         if view is None:
             raise self._unseen(ask)
         await asyncio.to_thread(self._store.end_funding, mined.tx_hash, state="mined")
         _log.info("channel_topped_up", channel_id=payload.channel_id, deposit=int(view.deposit))
         return view
 
-    async def look(self, channel_id: str, backend: ChannelBackend) -> ChannelView | None:
-        """Take the chain's word on one channel now; None if it cannot be had."""
+    async def look(self, channel_id: str, backend: ChannelBackend, *, added: int = 0) -> ChannelView | None:
+        """Take the chain's word on one channel now; None if it cannot be had.
+
+        Where confirmations are waited for, a deposit grows by no more than ``added``, which has them: the newest
+        block may be taken back, and the watcher takes the rest in time.
+        """
         with suppress(ChainUnavailable):
             state = await backend.channel(channel_id)
             if state is None:
                 return None
+            deposit = state.deposit
+            if self._confirmations[backend.offer] > 1:
+                record = await asyncio.to_thread(self._store.find, channel_id)
+                known = record.view.deposit if record is not None else BaseUnits(0)
+                deposit = BaseUnits(min(deposit, known + added))
             result = await self._journal.submit(
                 Observe(
                     channel_id,
-                    state.deposit,
+                    deposit,
                     state.settled,
                     state.close_requested_at,
                     state.finalized,
@@ -161,31 +174,28 @@ class Funder:
 
     async def _mine(self, funding: Funding, backend: ChannelBackend, ask: Ask, *, record: SessionPayload) -> Mined:
         """Sponsor or carry, check, keep, broadcast, wait. Raises `PaymentProblem`, and `Overloaded`."""
-        if self._running >= FUNDINGS_MAX:
+        if self._running[funding.kind] >= FUNDINGS_MAX:
             raise PaymentTooFast("too many channels are being opened; try again", slug="rate-limited", retry_after_s=2)
-        self._running += 1
+        self._running[funding.kind] += 1
         try:
             return await self._mined(funding, backend, ask, record=record)
         finally:
-            self._running -= 1
+            self._running[funding.kind] -= 1
 
     async def _mined(self, funding: Funding, backend: ChannelBackend, ask: Ask, *, record: SessionPayload) -> Mined:
+        # Whoever only names a transaction pays nothing for naming one that is not there.
+        named = funding.tx_hash is not None and funding.raw is None
+        timeout_s = min(NAMED_S, self._settings.confirm_timeout_s) if named else self._settings.confirm_timeout_s
         try:
-            carried = funding.authorization is not None
-            nonce = await self._lend_nonce(backend) if carried else None
-            funding = await backend.prepare(funding, nonce=nonce)
+            if funding.authorization is not None:
+                # Signed and sent while nothing else of the account is: what fails leaves no gap.
+                async with self._lend_nonce(backend) as nonce:
+                    funding = await self._sent(funding, backend, ask, record=record, nonce=nonce)
+            else:
+                funding = await self._sent(funding, backend, ask, record=record, nonce=None)
             if funding.tx_hash is None:
-                raise InvariantViolated("a prepared funding without its hash")
-            if funding.kind == "open":
-                self._check_open(funding, record, ask)
-            elif amount_of(record.fields.get("additionalDeposit"), name="additionalDeposit") != funding.amount:
-                raise self._challenger.problem(
-                    "additionalDeposit is not what the transaction adds", ask, slug="verification-failed"
-                )
-            await asyncio.to_thread(self._store.keep_funding, _kept(funding, backend, record))
-            if funding.raw is not None:
-                await backend.broadcast(funding.raw)
-            mined = await backend.wait(funding.tx_hash, timeout_s=self._settings.confirm_timeout_s)
+                raise InvariantViolated("a funding that was sent without its hash")
+            mined = await backend.wait(funding.tx_hash, timeout_s=timeout_s)
         except TransactionRefused as refused:
             if funding.tx_hash is not None:
                 await asyncio.to_thread(
@@ -203,15 +213,35 @@ class Funder:
             )
         return mined
 
-    async def _state(self, backend: ChannelBackend, channel_id: str, ask: Ask, *, after: int) -> ChannelState:
+    async def _sent(
+        self, funding: Funding, backend: ChannelBackend, ask: Ask, *, record: SessionPayload, nonce: int | None
+    ) -> Funding:
+        """Prepared, checked, kept and broadcast."""
+        funding = await backend.prepare(funding, nonce=nonce)
+        if funding.tx_hash is None:
+            raise InvariantViolated("a prepared funding without its hash")
+        if funding.kind == "open":
+            self._check_open(funding, record, ask)
+        elif amount_of(record.fields.get("additionalDeposit"), name="additionalDeposit") != funding.amount:
+            raise self._challenger.problem(
+                "additionalDeposit is not what the transaction adds", ask, slug="verification-failed"
+            )
+        await asyncio.to_thread(self._store.keep_funding, _kept(funding, backend, record))
+        if funding.raw is not None:
+            await backend.broadcast(funding.raw)
+        return funding
+
+    async def _state(
+        self, backend: ChannelBackend, funding: Funding, ask: Ask, *, after: int, payload: SessionPayload
+    ) -> ChannelState:
         """The channel as of the block of its transaction: a node that lags behind it is asked again."""
         for _ in range(STATE_TRIES_MAX):
             with suppress(ChainUnavailable):
-                state = await backend.channel(channel_id)
+                state = await backend.channel(funding.channel_id)
                 if state is not None and state.block >= after and (state.deposit or state.finalized):
                     return state
             await asyncio.sleep(STATE_PAUSE_S)
-        raise self._unseen(ask)
+        raise self._unseen(ask, funding, backend, payload)
 
     def _same(self, payload: SessionPayload, funding: Funding) -> None:
         if funding.channel_id != payload.channel_id:

@@ -14,7 +14,7 @@ from app import log
 from app.chain.backend import ChainUnavailable, Offer, TransactionRefused
 from app.chain.charge import Charged, ChargeRequest, TempoCharge
 from app.clock import MS_PER_SECOND, Clock, EpochMs, to_datetime
-from app.errors import PaymentProblem
+from app.errors import PaymentProblem, PaymentTooFast
 from app.ledger.account import TREASURY
 from app.ledger.journal import Journal
 from app.ledger.operation import Post
@@ -30,6 +30,9 @@ from app.rails.rail import Payer
 from app.settings import MppSettings
 
 CHARGE_INTENT = "charge"
+# At once: each asks the node again and again for a transaction that anybody may have made up.
+CHARGES_MAX = 32
+NAMED_S = 5.0
 
 _log = log.get("mpp_charge")
 
@@ -66,6 +69,7 @@ class ChargeRail:
         self._journal = journal
         self._settings = settings
         self._clock = clock
+        self._running = 0
 
     def challenge(self, ask: Ask, amount: NanoUsd, *, account_id: str = "") -> tuple[str, str]:
         """A ``WWW-Authenticate`` header for ``amount``, rounded up; with the account that it is for, if any."""
@@ -123,11 +127,23 @@ class ChargeRail:
         return Paid(account_id, charged.payer, credited, echo.id, receipt.to_payment_receipt())
 
     async def _collected(self, credential: Credential, amount: BaseUnits) -> Charged:
-        echo = credential.challenge
+        if self._running >= CHARGES_MAX:
+            raise PaymentTooFast(
+                "too many payments are being looked for; try again", slug="rate-limited", retry_after_s=2
+            )
+        self._running += 1
+        try:
+            return await self._looked_for(credential, amount)
+        finally:
+            self._running -= 1
+
+    async def _looked_for(self, credential: Credential, amount: BaseUnits) -> Charged:
+        echo, confirm_s = credential.challenge, self._settings.confirm_timeout_s
+        timeout_s = min(NAMED_S, confirm_s) if credential.payload.get("type") == "hash" else confirm_s
         wanted = ChargeRequest(echo.id, echo.realm, self._offer.currency, self._offer.recipient, amount)
         try:
             charged = await self._collector.collect(
-                credential.payload, wanted, source=credential.source, timeout_s=self._settings.confirm_timeout_s
+                credential.payload, wanted, source=credential.source, timeout_s=timeout_s
             )
         except TransactionRefused as refused:
             if refused.malformed:

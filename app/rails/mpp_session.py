@@ -39,8 +39,9 @@ from app.rails.voucher_rate import VoucherRate
 from app.settings import MppSettings
 
 KNOWN_MAX = 65_536
-# Service pauses at so many times the exposure at which a channel is settled.
-EXPOSURE_FACTOR = 2
+# Service pauses where what is unsettled and held would exceed so many times what is settled at: holds are bounds,
+# several times what they come to.
+EXPOSURE_FACTOR = 10
 BELOW_ACCEPTED = "below-accepted"
 
 _log = log.get("mpp_session")
@@ -57,12 +58,13 @@ class Managed:
     proven: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Found:
-    """A channel and where it lives, which never changes."""
+    """A channel and where it lives, which never changes; ``highest`` is what this process saw accepted."""
 
     backend: ChannelBackend
     descriptor: Descriptor
+    highest: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,16 +146,12 @@ class SessionRail:
         self._must_see_chain(self._backends[checked.offer], ask)
         payload = checked.payload
         opened = payload.action == "open"
-        if opened:
-            record = await self._opened(checked, ask)
-            found = self._remember(record)
-        else:
-            found = await self._existing(payload, checked, ask)
+        found = await self._opened(checked, ask) if opened else await self._existing(payload, checked, ask)
         voucher = payload.voucher
         if voucher is None:
             raise InvariantViolated("a content credential without a voucher")
         self._verify(found, voucher, checked, ask)
-        result = await self._accept(voucher)
+        result = await self._accept(voucher, must=opened)
         if isinstance(result, Refused):
             result = await self._after_refusal(result, found, voucher)
         if isinstance(result, Refused) and (result.reason != BELOW_ACCEPTED or result.channel is None):
@@ -171,7 +169,7 @@ class SessionRail:
         checked = self._check(credential, ask)
         match checked.payload.action:
             case "open":
-                found = self._remember(await self._opened(checked, ask))
+                found = await self._opened(checked, ask)
                 view = await self._take(checked, found, ask)
             case "voucher":
                 found = await self._existing(checked.payload, checked, ask)
@@ -263,7 +261,7 @@ class SessionRail:
                 offer.currency,
                 offer.recipient,
             ) == (descriptor.token, descriptor.payee):
-                found = self._known[record.id] = _Found(backend, descriptor)
+                found = self._known[record.id] = _Found(backend, descriptor, record.view.accepted_cumulative)
                 if len(self._known) > KNOWN_MAX:
                     self._known.popitem(last=False)
                 return found
@@ -286,67 +284,64 @@ class SessionRail:
             message, slug=slug, headers=self.challenger.headers(ask, None), details={"channelId": channel_id}
         )
 
-    async def _opened(self, checked: _Checked, ask: Ask) -> ChannelRecord:
+    async def _opened(self, checked: _Checked, ask: Ask) -> _Found:
         """The channel of an ``open``: mined, read from the chain and kept."""
         payload, voucher = checked.payload, checked.payload.voucher
         if voucher is None:
             raise malformed("an open carries a voucher")
-        record = await asyncio.to_thread(self._store.find, payload.channel_id)
-        if record is not None:
-            return record
-        if not self._rate.allows(payload.channel_id):
-            raise self._too_fast()
+        if await self._found(payload.channel_id) is not None:
+            return await self._existing(payload, checked, ask)
         backend = self._backends[checked.offer]
 
         def verify(descriptor: Descriptor) -> None:
-            self._verify(_Found(backend, descriptor), voucher, checked, ask, limited=False)
+            self._verify(_Found(backend, descriptor), voucher, checked, ask)
 
-        return await self._funder.open(payload, backend, ask, source=checked.source, verify=verify)
+        return self._remember(await self._funder.open(payload, backend, ask, source=checked.source, verify=verify))
 
     # The voucher.
 
-    def _verify(self, found: _Found, voucher: Voucher, checked: _Checked, ask: Ask, *, limited: bool = True) -> None:
-        """Format, rate, then the signature. Raises `PaymentProblem`.
+    def _verify(self, found: _Found, voucher: Voucher, checked: _Checked, ask: Ask) -> None:
+        """The signature, then the rate. Raises `PaymentProblem`.
 
-        Content is not slowed down by its own vouchers, but nobody may have bad ones verified without end.
+        Only a voucher above all that were accepted takes from the channel's own bucket: nobody but the payer has
+        one. Anybody may have read the others on chain, and must not use the payer's rate up. Content is not slowed
+        down by its own vouchers.
         """
-        offer, management = found.backend.offer, ask.content is None
-        if limited and not self._rate.allows(voucher.channel_id, take=management):
-            raise self._too_fast()
         if checked.source is not None and not self._is_payer(checked.source, found):
             raise self.challenger.problem(
                 "the credential's source is not the channel's payer", ask, slug="session/signer-mismatch"
             )
         try:
-            signer = signer_of(offer.domain, voucher)
+            signer = signer_of(found.backend.offer.domain, voucher)
         except (SignatureInvalid, ValueError) as error:
-            self._rate.allows(voucher.channel_id)
             raise self.challenger.problem(
                 f"the voucher's signature is not good: {error}", ask, slug="session/invalid-signature"
             ) from error
         if signer != found.descriptor.signer:
-            self._rate.allows(voucher.channel_id)
             raise self.challenger.problem(
                 "the voucher was not signed by the channel's signer, or not for this channel, escrow and chain",
                 ask,
                 slug="session/signer-mismatch",
             )
+        bucket = voucher.channel_id if voucher.cumulative_amount > found.highest else f"{voucher.channel_id} again"
+        if not self._rate.allows(bucket, take=ask.content is None):
+            raise PaymentTooFast("vouchers of this channel come too fast", slug="rate-limited", retry_after_s=1)
 
     @staticmethod
     def _is_payer(source: str, found: _Found) -> bool:
         prefix = f"did:pkh:eip155:{found.backend.offer.chain_id}:"
         return source.lower() in {prefix + found.descriptor.payer, prefix + found.descriptor.signer}
 
-    @staticmethod
-    def _too_fast() -> PaymentProblem:
-        return PaymentTooFast("vouchers of this channel come too fast", slug="rate-limited", retry_after_s=1)
-
-    async def _accept(self, voucher: Voucher) -> Changed | Refused:
-        result = await self._journal.submit(
-            AcceptVoucher(voucher.channel_id, BaseUnits(voucher.cumulative_amount), voucher.signature, self._min_delta)
-        )
+    async def _accept(self, voucher: Voucher, *, must: bool = False) -> Changed | Refused:
+        """Persist a voucher. ``must``: also where the ledger is busy, because its channel was just opened."""
+        amount = BaseUnits(voucher.cumulative_amount)
+        operation = AcceptVoucher(voucher.channel_id, amount, voucher.signature, self._min_delta)
+        result = await self._journal.submit(operation, must=must)
         if not isinstance(result, Changed | Refused):
             raise InvariantViolated("the ledger answered a voucher with something else")
+        known = self._known.get(voucher.channel_id)
+        if known is not None and result.channel is not None:
+            known.highest = max(known.highest, result.channel.accepted_cumulative)
         if isinstance(result, Changed) and result.first:
             metrics.vouchers.inc()
             self.pauses.wake(voucher.channel_id)
@@ -364,7 +359,7 @@ class SessionRail:
         voucher = checked.payload.voucher
         if voucher is None:
             raise malformed("payload.cumulativeAmount and payload.signature are required")
-        self._verify(found, voucher, checked, ask, limited=checked.payload.action != "open")
+        self._verify(found, voucher, checked, ask)
         result = await self._accept(voucher)
         if isinstance(result, Refused):
             result = await self._after_refusal(result, found, voucher)
@@ -436,7 +431,7 @@ class SessionRail:
             least=self.challenger.least,
         )
         account_id = channel_account(view.id)
-        # Stored answers are sealed with what only this payer presents again.
+        # A wallet presents nothing secret twice: its Idempotency-Key is what a stored answer is sealed with.
         return Payer(account_id, f"wallet:{found.descriptor.payer}", secret=account_id, session=session)
 
     def _receipt(
@@ -463,10 +458,12 @@ class SessionRail:
             raise malformed("payload.cumulativeAmount and payload.signature are required")
         self._verify(found, voucher, checked, ask)
         record = await asyncio.to_thread(self._store.find, voucher.channel_id)
-        if record is not None and record.view.status == "open" and found.backend.offer.protocol == "v2":
-            # Clients of v2 sign all that they ever signed; what is less may be what a stranger read on chain.
-            amount, view = BaseUnits(voucher.cumulative_amount), record.view
-            if amount < view.accepted_cumulative and not view.proves(amount):
+        if record is not None and record.view.status == "open":
+            # What a stranger read on chain ends nothing that runs. Clients of v2 and evm sign all that they ever
+            # signed; those of v1 sign what was spent, which may be settled already.
+            amount, view, offer = BaseUnits(voucher.cumulative_amount), record.view, found.backend.offer
+            less = amount < view.accepted_cumulative and (offer.protocol == "v2" or offer.method == "evm")
+            if (less or view.held) and not view.proves(amount):
                 raise await self._refused(Refused(BELOW_ACCEPTED, channel=view), found, voucher, ask)
         if record is None or record.view.status != "closed":
             frozen = await self._journal.submit(

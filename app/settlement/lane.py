@@ -9,7 +9,8 @@ that lies about this costs a fee and not a payment.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 
 from app import log, metrics
 from app.chain.backend import ChainUnavailable, ChannelBackend, Mined, Signed, TransactionRefused
@@ -99,17 +100,19 @@ class Lane:
         recent = self._clock.now_ms() - PATIENCE_MS
         return bool(intents) or any(row.updated_at > recent for row in signed)
 
-    async def lend_nonce(self, backend: ChannelBackend) -> int:
-        """A nonce of the account for a transaction that is not a settlement, to be used within `LENT_S`.
+    @asynccontextmanager
+    async def lend_nonce(self, backend: ChannelBackend) -> AsyncIterator[int]:
+        """A nonce of the account for a transaction that is not a settlement, to be signed and broadcast inside.
 
-        Raises `Overloaded` where another process holds the account, and `ChainUnavailable`.
+        Nothing else is signed meanwhile, and what fails inside gives the nonce back: a gap would stop all above
+        it. Raises `Overloaded` where another process holds the account, and `ChainUnavailable`.
         """
         if not await self._leased():
             raise Overloaded("another replica signs for this account; try again", retry_after_s=1)
         async with self._signing:
             nonce = await self._free_nonce(backend)
+            yield nonce
             self._lent[nonce] = self._clock.monotonic_s()
-            return nonce
 
     async def _step(self, row: SettlementRecord, work: Work) -> None:
         """One row's trouble is not its neighbours': only a node that is away stops them all."""

@@ -6,7 +6,7 @@ the ledger; who signs holds the account's lease. A caller who leaves changes not
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 
 from app import log, metrics
@@ -124,12 +124,12 @@ class Settler:
         self.kick()
         return await asyncio.shield(future)
 
-    async def lend_nonce(self, backend: ChannelBackend) -> int:
+    def lend_nonce(self, backend: ChannelBackend) -> AbstractAsyncContextManager[int]:
         """A nonce of the settlement account for a client's authorization that we carry (`ChannelBackend.prepare`).
 
-        Raises `Overloaded` where another replica signs for the account, and `ChainUnavailable`.
+        To be signed and broadcast inside. Raises `Overloaded` where another replica signs, and `ChainUnavailable`.
         """
-        return await self._lanes[account_name(backend)].lend_nonce(backend)
+        return self._lanes[account_name(backend)].lend_nonce(backend)
 
     async def turn(self) -> bool:
         """Plan, then take every lane a step on; whether anything is under way.

@@ -123,6 +123,11 @@ def row(wallet: PayingWallet) -> dict[str, Any]:
     return found
 
 
+def standing(wallet: PayingWallet) -> dict[str, Any]:
+    """The channel but for what a look at the chain changes, which may come at any moment."""
+    return {name: value for name, value in row(wallet).items() if name not in {"version", "seen_block"}}
+
+
 def held(wallet: PayingWallet) -> int:
     """What is held on the channel now."""
     statement = "SELECT coalesce(sum(amount), 0) AS n FROM holds WHERE account_id = :id"

@@ -343,7 +343,7 @@ def test_node_that_is_away_neither_ends_nor_delays_a_stream(shaky: Shaky, devnet
     for amount in range(500, 4000, 500):
         assert wallet.update(amount).status_code == 200
     with broken(node, lambda method, params: Drop()):
-        seen = wallet.stream(chat("[[sandbox tokens=800]]", stream=True, max_tokens=900))
+        seen = wallet.stream(chat("[[sandbox tokens=600]]", stream=True, max_tokens=700))
         assert seen.error is None
         assert spent(wallet) > 2000
         assert row(wallet)["settled"] == 0

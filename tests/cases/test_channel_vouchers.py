@@ -8,7 +8,7 @@ import pytest
 
 from app.mpp.voucher import ORDER
 from tests.cases import channel
-from tests.cases.channel import SMALL, SPOKEN, bought, funded, held, opened, problem_of, row, snapshot_of
+from tests.cases.channel import SMALL, SPOKEN, bought, funded, held, opened, problem_of, row, snapshot_of, standing
 from tests.chain.wallet import Wallet, new_key
 from tests.devnet_fixtures import TempoChain
 from tests.serving import FareboxServer
@@ -46,12 +46,12 @@ def settled(wallet: PayingWallet, amount: int) -> None:
 @both
 def test_equal_voucher_is_a_success_that_changes_nothing(backend: str, till: FareboxServer, devnet: TempoChain) -> None:
     wallet = opened(till, devnet, credit=CREDIT, backend=backend)
-    before = row(wallet)
+    before = standing(wallet)
     for _ in range(3):
         answer = wallet.update(CREDIT)
         assert (answer.status_code, answer.content) == (200, b"")
         assert answer.headers["cache-control"] == "private"
-    assert row(wallet) == before
+    assert standing(wallet) == before
     assert vouchers(wallet) == [CREDIT]
     till.assert_green()
 
@@ -182,7 +182,7 @@ def test_settled_voucher_is_worth_nothing_to_a_stranger(body: bytes, till: Fareb
     settled(wallet, top)
     # The payer has paid for more, which nobody else may use.
     assert wallet.complete(chat("spend more", max_tokens=5000)).status_code == 200
-    before = row(wallet)
+    before = standing(wallet)
     with httpx.Client(base_url=till.url, timeout=5) as http:
         stranger = PayingWallet(till, wallet.wallet, http, wallet.opening)
         answer = stranger.send(body, stranger.challenge(body), published)
@@ -193,7 +193,7 @@ def test_settled_voucher_is_worth_nothing_to_a_stranger(body: bytes, till: Fareb
         assert "highestVoucher" not in str(refused.headers)
         assert refused.status_code != 200
         assert not refused.headers.get("payment-receipt")
-    assert row(wallet) == before
+    assert standing(wallet) == before
     assert bought(wallet) == 2
     till.assert_green()
 
@@ -204,11 +204,11 @@ def test_settled_voucher_closes_nothing_for_a_stranger(till: FareboxServer, devn
     assert wallet.complete(SMALL).status_code == 200
     top = int(row(wallet)["spent"]) // NANO_PER_BASE_UNIT
     settled(wallet, top)
-    before = row(wallet)
+    before = standing(wallet)
     refused = wallet.close(top)
     problem_of(refused, 402, "session/delta-too-small")
     assert "highestVoucher" not in snapshot_of(wallet, refused)
-    assert row(wallet) == before
+    assert standing(wallet) == before
     # The payer's own voucher does.
     assert wallet.close().status_code == 200
     till.assert_green()

@@ -7,6 +7,7 @@ from eth_abi.abi import encode
 from eth_utils.crypto import keccak
 from pytempo import Call, TempoTransaction  # type: ignore[import-untyped]
 
+from app.clock import SystemClock
 from tests.devnet_fixtures import TempoChain
 
 EXPIRING = 2**256 - 1
@@ -30,8 +31,9 @@ def rpc(url: str, method: str, *params: Any) -> Any:
 
 
 def now(chain: TempoChain) -> int:
-    """The newest block's time."""
-    return int(rpc(chain.rpc_url, "eth_getBlockByNumber", "latest", False)["timestamp"], 16)
+    """The newest block's time, or ours where the chain was idle for a while."""
+    newest = int(rpc(chain.rpc_url, "eth_getBlockByNumber", "latest", False)["timestamp"], 16)
+    return max(newest, SystemClock().now_ms() // 1000)
 
 
 def data_of(signature: str, types: tuple[str, ...], values: list[Any]) -> bytes:

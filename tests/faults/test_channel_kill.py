@@ -34,7 +34,7 @@ PAUSE_S = 0.25
 PAYEE_FUNDS = 10_000_000
 # Settled at once, so that a settlement is under way in every run.
 MPP = {
-    "exposure_max": "0.002",
+    "exposure_max": "0.003",
     "settle_min": "0.0001",
     "confirm_timeout_s": 5,
     "rpc_timeout_s": 2,
@@ -143,15 +143,22 @@ class Run:
         self.deposited += DEPOSIT
 
     def settled(self) -> None:
-        """Wait until something was settled while the channel is open."""
+        """Wait until something was settled while the channel is open, and the server knows by which transaction.
+
+        The chain's event may be seen before the transaction's receipt is asked for.
+        """
         pause = threading.Event()
         for _ in range(TRIES_MAX):
             self.revive()
             (row,) = self.server.rows("SELECT settled, spent FROM channels WHERE id = :id", id=self.wallet.channel_id)
-            if row["settled"]:
+            if row["settled"] and not self.under_way():
                 return
             pause.wait(PAUSE_S)
         raise AssertionError(f"nothing was settled: {row}\n{self.server.log.read_text()[-3000:]}")
+
+    def under_way(self) -> list[dict[str, Any]]:
+        """Settlements that are not over."""
+        return self.server.rows("SELECT id FROM settlements WHERE state IN ('intent', 'signed')")
 
     def close(self) -> None:
         self.catch_up()
@@ -161,7 +168,7 @@ class Run:
         """Ledger, channel and chain say the same."""
         pause = threading.Event()
         for _ in range(TRIES_MAX):
-            under_way = self.server.rows("SELECT id FROM settlements WHERE state IN ('intent', 'signed')")
+            under_way = self.under_way()
             fundings = self.server.rows("SELECT tx_hash FROM fundings WHERE state = 'sent'")
             if not under_way and not fundings:
                 break

@@ -172,6 +172,17 @@ def test_request_of_nothing_does_not_pass_a_stop() -> None:
 # Rule 5.
 
 
+def test_what_is_held_counts_as_exposed_and_clamps_the_next_hold() -> None:
+    books = channel_books(accepted=1000, spent=100_000)
+    first = decide(books, channel_admit(amount=300_000, exposure_max=500_000))
+    assert isinstance(first, Admitted)
+    assert first.granted == 300_000
+    more = decide(books, channel_extend(sequence=1, amount=300_000, exposure_max=500_000))
+    assert isinstance(more, Extended)
+    assert more.granted == 100_000
+    assert refused(decide(books, channel_extend(sequence=2, amount=1, exposure_max=500_000))) == "exposure"
+
+
 def test_exposure_stops_holds_until_it_is_settled() -> None:
     books = channel_books(accepted=1000, spent=500_000)
     stopped = decide(books, channel_admit(amount=1, exposure_max=500_000))

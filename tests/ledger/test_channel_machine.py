@@ -61,6 +61,8 @@ from tests.ledger.proof import prove, rows
 # The second was settled before anybody here knew of it.
 CHANNELS = {"0x" + "a1" * 32: 0, "0x" + "b2" * 32: 30}
 DEPOSIT = 400
+# Refusals that more money turns.
+FUNDS = ("insufficient_balance", "exposure")
 EXPOSURE_MAX = 150_000
 CHALLENGES = ("x", "y", "z")
 # The writes of a batch with channels: those of any other, then vouchers, challenges, receipts, settlements, COMMIT.
@@ -155,9 +157,10 @@ class Model:
     def may_hold(self, exposure_max: int) -> tuple[int, str]:
         if self.stopped:
             return 0, self.stopped
-        if self.spent - self.settled * 1000 >= exposure_max:
+        room = exposure_max - (self.spent - self.settled * 1000) - (self.accepted - self.spent - self.free)
+        if room <= 0:
             return 0, "exposure"
-        return self.free, "insufficient_balance"
+        return (room, "exposure") if room < self.free else (self.free, "insufficient_balance")
 
     def admit(self, op: Admit) -> Result:
         if op.request_id in self.requests:
@@ -165,12 +168,13 @@ class Model:
             return Admitted(NanoUsd(granted), NanoUsd(self.free + granted), self.view())
         assert op.channel is not None
         free, reason = self.may_hold(op.channel.exposure_max)
-        stops = reason != "insufficient_balance"
+        stops = reason not in FUNDS
         if not stops and op.channel.challenge_id in self.challenges:
             free, reason, stops = 0, "challenge_used", True
         if not stops:
             published = op.channel.presented <= max(self.published, self.settled) * 1000
-            free = min(free, 0 if published else min(op.channel.presented, self.accepted) - self.spent)
+            covered = 0 if published else min(op.channel.presented, self.accepted) - self.spent
+            free, reason = (covered, "insufficient_balance") if covered < free else (free, reason)
         if stops or free < op.required:
             return self.refused(reason, free, op.required)
         granted = min(op.amount, max(free, 0))
@@ -187,7 +191,7 @@ class Model:
             return Refused("hold_lost")
         assert op.channel is not None
         free, reason = self.may_hold(op.channel.exposure_max)
-        if free < op.required or reason != "insufficient_balance":
+        if free < op.required or reason not in FUNDS:
             return self.refused(reason, free, op.required)
         request.granted[op.sequence] = min(op.amount, max(free, 0))
         return Extended(NanoUsd(request.granted[op.sequence]))

@@ -9,7 +9,7 @@ from prometheus_client import Counter
 from sqlalchemy import select
 
 from app import metrics
-from app.chain.backend import ChannelBackend
+from app.chain.backend import ChannelBackend, TransactionRefused
 from app.channels.outbox_store import CONFIRMED, FAILED, INTENT, SIGNED, OutboxStore, SettlementRecord
 from app.ledger import transfer as kinds
 from app.ledger.journal import Journal
@@ -443,13 +443,24 @@ async def test_several_under_way_have_successive_nonces(shop: Shop, node: Faulty
 async def test_nonce_that_was_lent_is_not_used_for_a_settlement(shop: Shop) -> None:
     channel_id = await spent(shop)
     settler = shop.settler()
-    lent = await settler.lend_nonce(shop.backend)
-    assert await settler.lend_nonce(shop.backend) == lent + 1
+    async with settler.lend_nonce(shop.backend) as lent:
+        pass
     await settler.turn()
     [row] = shop.settlements(channel_id)
-    assert row.nonce == lent + 2
-    # What was lent and never used leaves no gap for ever: the next settlement fills it.
+    assert row.nonce == lent + 1
+    # What was lent and never mined leaves no gap for ever: the next settlement fills it.
     shop.clock.advance(61_000)
     other = await spent(shop)
     await settler.turn()
     assert shop.settlements(other)[0].nonce == lent
+
+
+async def test_nonce_of_what_failed_is_free_at_once(shop: Shop) -> None:
+    channel_id = await spent(shop)
+    settler = shop.settler()
+    lent = -1
+    with pytest.raises(TransactionRefused):
+        async with settler.lend_nonce(shop.backend) as lent:
+            raise TransactionRefused("it would revert")
+    await settler.turn()
+    assert shop.settlements(channel_id)[0].nonce == lent
