@@ -43,6 +43,7 @@ docs: setup  ## make docs/payments.md again, by playing it
 
 bench: setup  ## measure against a bare pass-through (BENCH="--peer litellm" adds LiteLLM)
 	$(BIN)/python -m bench $(BENCH)
+	$(BIN)/python -m bench.channels
 
 soak: setup  ## kill and restart the server at random for SOAK_MINUTES (default 10)
 	PYTEST_DEBUG_TEMPROOT=$(or $(TMPDIR),/tmp) SOAK_MINUTES=$(or $(SOAK_MINUTES),10) $(BIN)/python -m pytest -q -m soak -s tests/faults
