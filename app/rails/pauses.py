@@ -1,9 +1,13 @@
 """Streams that wait for a voucher: first come, first served, woken by an event and never by polling."""
 
 import asyncio
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from app.money import ZERO, NanoUsd
+
+ASKED_MAX = 32
+CHANNELS_MAX = 4096
 
 
 @dataclass(slots=True, eq=False)
@@ -19,9 +23,23 @@ class Pauses:
 
     def __init__(self) -> None:
         self._lines: dict[str, list[Waiter]] = {}
+        # What streams asked for lately: their answers may overtake each other on the way.
+        self._asked: OrderedDict[str, deque[int]] = OrderedDict()
 
     def __len__(self) -> int:
         return sum(map(len, self._lines.values()))
+
+    def ask(self, channel_id: str, required: int) -> None:
+        """Remember that a stream asked for a voucher of ``required``."""
+        asked = self._asked.pop(channel_id, None) or deque(maxlen=ASKED_MAX)
+        asked.append(required)
+        self._asked[channel_id] = asked
+        if len(self._asked) > CHANNELS_MAX:
+            self._asked.popitem(last=False)
+
+    def was_asked(self, channel_id: str, amount: int) -> bool:
+        """Whether a voucher of exactly ``amount`` is the answer to one of our own events."""
+        return amount in self._asked.get(channel_id, ())
 
     def join(self, channel_id: str, *, wanted: NanoUsd) -> Waiter:
         """Stand at the end of a channel's line."""

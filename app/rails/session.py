@@ -152,6 +152,7 @@ class Session:
                     if event != said:
                         said = event
                         required, accepted, deposit = event
+                        self.pauses.ask(self.channel_id, required)
                         await say(
                             need_voucher_event(self.channel_id, required=required, accepted=accepted, deposit=deposit)
                         )

@@ -67,3 +67,16 @@ def test_nothing_is_kept_of_a_line_that_is_empty() -> None:
     assert len(pauses) == 0
     assert not pauses.is_first(A, waiter)
     assert pauses.wanted(A, waiter) == 0
+
+
+def test_what_was_asked_for_is_known_and_nothing_else() -> None:
+    pauses = Pauses()
+    pauses.ask("0xa", 500)
+    pauses.ask("0xa", 700)
+    assert pauses.was_asked("0xa", 500)
+    assert not pauses.was_asked("0xa", 501)
+    assert not pauses.was_asked("0xb", 500)
+    for amount in range(1000, 1032):
+        pauses.ask("0xa", amount)
+    assert not pauses.was_asked("0xa", 500)
+    assert pauses.was_asked("0xa", 1031)
