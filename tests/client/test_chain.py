@@ -126,6 +126,23 @@ def test_open_and_top_up_are_on_chain(devnet: TempoChain, make_payer: MakePayer,
 
 
 @pytest.mark.parametrize("kind", TEMPO_KINDS)
+def test_two_top_ups_of_one_amount_in_one_second_add_twice(
+    devnet: TempoChain, make_payer: MakePayer, kind: Kind
+) -> None:
+    payer = make_payer(devnet)
+    now = payer.wallet.clock()
+    payer.wallet = replace(payer.wallet, clock=lambda: now)
+    # Until the price of gas stands still, as it does on Tempo: it tells transactions apart, too.
+    devnet.rpc("anvil_mine", "0x200")
+    offer = payer.offer(kind)
+    channel = payer.open(offer)
+    for _ in range(2):
+        payload = payer.run(payer.channels.funding(offer, channel, usd("0.25")))
+        payer.send(payload["transaction"])
+    assert payer.run(payer.channels.refresh(channel)).deposit == DEPOSIT + usd("0.50")
+
+
+@pytest.mark.parametrize("kind", TEMPO_KINDS)
 def test_second_open_is_another_channel(devnet: TempoChain, make_payer: MakePayer, kind: Kind) -> None:
     payer = make_payer(devnet)
     first, second = payer.open(payer.offer(kind)), payer.open(payer.offer(kind))

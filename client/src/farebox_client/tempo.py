@@ -4,6 +4,7 @@ Source: `draft-tempo-session-00`, "Contract Functions", "Fee Payment" and "Chann
 expiring nonces, TIP-1034 for the channel reserve.
 """
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,12 +26,15 @@ VALID_S = 25
 # Sponsors refuse more than two million, and an approval with an open on fresh storage needs most of it. Unused
 # gas is not paid for.
 GAS_LIMIT = 1_900_000
+# Two top-ups of one amount in one second would be one transaction, byte for byte, and add once: each names
+# a gas limit of its own, up to this much higher.
+GAS_LIMIT_SPREAD = 65_536
 ATTO_PER_BASE_UNIT = 10**12
 
 
 def fee(gas_price: int) -> int:
     """The most that a transaction costs at a gas price, in base units of the fee token, rounded up."""
-    return -(-GAS_LIMIT * gas_price // ATTO_PER_BASE_UNIT)
+    return -(-(GAS_LIMIT + GAS_LIMIT_SPREAD) * gas_price // ATTO_PER_BASE_UNIT)
 
 
 class TempoChain:
@@ -100,7 +104,7 @@ class TempoChain:
         yield from self._node.check_token(parts.token, holder=parts.payer, needed=deposit + cost)
         transaction = TempoTransaction.create(
             chain_id=parts.chain_id,
-            gas_limit=GAS_LIMIT,
+            gas_limit=GAS_LIMIT + secrets.randbelow(GAS_LIMIT_SPREAD),
             max_fee_per_gas=gas_price,
             max_priority_fee_per_gas=0,
             nonce_key=EXPIRING_NONCE_KEY,
