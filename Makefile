@@ -38,12 +38,14 @@ check: setup  ## lint, types, import layers, migrations, contract artifacts
 	$(BIN)/python -m migrations.check
 	$(BIN)/python -m contracts.check
 
-docs: setup  ## make docs/payments.md again, by playing it
+docs: setup  ## make docs/payments.md and the plots of docs/routing.md again
 	$(BIN)/python -m docs.make_payments
+	$(BIN)/python -m bench.routing_simulator --plots docs/images
 
 bench: setup  ## measure against a bare pass-through (BENCH="--peer litellm" adds LiteLLM)
 	$(BIN)/python -m bench $(BENCH)
 	$(BIN)/python -m bench.channels
+	$(BIN)/python -m bench.routing
 
 soak: setup  ## kill and restart the server at random for SOAK_MINUTES (default 10)
 	PYTEST_DEBUG_TEMPROOT=$(or $(TMPDIR),/tmp) SOAK_MINUTES=$(or $(SOAK_MINUTES),10) $(BIN)/python -m pytest -q -m soak -s tests/faults

@@ -1,12 +1,11 @@
 """What goes back besides the provider's words: errors in our terms, and answers kept for a replay."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import orjson
 
 from app.admission import PaidRequest
-from app.delivery import Client
+from app.delivery import EVENT_STREAM, Client
 from app.errors import (
     AllProvidersFailed,
     FareboxError,
@@ -21,11 +20,10 @@ from app.ledger.operation import Claim, ClaimFound
 from app.rails import idempotency
 from app.rails.idempotency import StoredAnswer
 from app.rails.rail import Payer
+from app.shapes import OPENAI, Shape
 from app.upstream.provider import UpstreamError
 from app.upstream.sse import frame
 
-JSON = "application/json"
-EVENT_STREAM = "text/event-stream"
 Headers = list[tuple[str, str]]
 
 # A replay must not end like a success where the first answer did not.
@@ -38,14 +36,9 @@ _CUT_OFF = {
 _REJECTIONS: dict[int, type[FareboxError]] = {404: NotFound, 413: PayloadTooLarge, 422: Unprocessable}
 
 
-def error_body(error: FareboxError) -> dict[str, Any]:
-    """The OpenAI error object."""
-    return {"message": error.message, "type": error.type, "code": error.code, "param": error.param, **error.details}
-
-
-def error_event(error: FareboxError) -> bytes:
+def error_event(error: FareboxError, shape: Shape = OPENAI) -> bytes:
     """An error in mid-stream: SDKs raise it, where a stream that just ends would look like success."""
-    return frame(orjson.dumps({"error": error_body(error)}))
+    return frame(orjson.dumps({"error": shape.error(error)}))
 
 
 def as_ours(failed: UpstreamError, *, attempts: int, delivered: bool) -> FareboxError:
@@ -79,9 +72,15 @@ class Transcript:
         if self._size <= self._bytes_max:
             self._parts.append(data)
 
-    def sealed_whole(self, body: bytes, headers: Headers) -> bytes | None:
+    def sealed_whole(self, media_type: str, body: bytes, headers: Headers) -> bytes | None:
         """A whole answer, or None if it is past the bound."""
-        return self._sealed(JSON, body, headers)
+        return self._sealed(media_type, body, headers)
+
+    def sealed_bytes(self, media_type: str, tail: bytes, headers: Headers) -> bytes | None:
+        """An answer of bytes that was delivered but for its ``tail``; None if it is past the bound."""
+        if self._size > self._bytes_max:
+            return None
+        return self._sealed(media_type, b"".join((*self._parts, tail)), headers)
 
     def sealed_stream(self, tail: Sequence[bytes], headers: Headers) -> bytes | None:
         """A stream as far as it was delivered, with its end; None if it is past the bound."""
@@ -116,8 +115,8 @@ async def replay(found: ClaimFound, *, claim: Claim | None, request: PaidRequest
             param=param,
         )
     headers = [*answer.headers, ("idempotent-replayed", "true")]
-    if answer.content_type == JSON:
-        await client.respond(answer.status, headers, answer.body)
+    if not answer.content_type.startswith(EVENT_STREAM.split(";")[0]):
+        await client.respond(answer.status, [*headers, ("content-type", answer.content_type)], answer.body)
         return
     await client.begin(headers)
     await client.send(answer.body)

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Coroutine
+from random import Random
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +40,11 @@ from app.rails.key_store import KeyStore
 from app.rails.secret_store import load_secret
 from app.reconcile.usage_store import UsageStore
 from app.routing.candidates import Candidate, Catalog
-from app.routing.health import Health
+from app.routing.router import Router
+from app.search.backends import backend_of
 from app.settings import ProviderSettings, Settings
+from app.upstream.anthropic import AnthropicProvider
+from app.upstream.cohere import CohereProvider
 from app.upstream.openai import OpenAIProvider
 from app.upstream.provider import Provider
 from app.upstream.sandbox import SandboxProvider
@@ -74,6 +78,7 @@ class Process:
         self._secret = load_secret(settings, self.engine)
         self.owner_id = new_id("own", self.clock.now_ms())
         self._providers: list[Provider] = []
+        self._search = backend_of(settings.search)
         self._workers: list[Worker] = []
         self._sweeper: Sweeper | None = None
         self._wallets: WalletService | None = None
@@ -96,7 +101,8 @@ class Process:
             provider = _provider(provider_settings, settings)
             self._providers.append(provider)
             candidates += [
-                Candidate(provider, model, book[provider.name, model.id]) for model in provider_settings.models
+                Candidate(provider, model, book[provider.name, model.id], rails=frozenset(provider_settings.rails))
+                for model in provider_settings.models
             ]
         journal = Journal(JournalStore(engine, clock), settings.ledger)
         journal.on_commit = _count_commit
@@ -106,7 +112,8 @@ class Process:
             clock=clock,
             journal=journal,
             catalog=Catalog(candidates),
-            health=Health(clock, cooldown_s=settings.inference.upstream_cooldown_s),
+            router=Router(clock, Random(), settings.inference),
+            search=self._search,
             owner_id=self.owner_id,
             pepper=self._secret,
         )
@@ -174,6 +181,8 @@ class Process:
             await worker.stop()
         for provider in self._providers:
             await provider.close()
+        if self._search is not None:
+            await self._search.close()
         await services.journal.close(timeout_s=self.settings.ledger.commit_timeout_s)
         if self._sweeper is not None:
             await self._sweeper.retire()
@@ -183,9 +192,15 @@ class Process:
 
 
 def _provider(provider: ProviderSettings, settings: Settings) -> Provider:
-    if provider.adapter == "sandbox":
-        return SandboxProvider(provider)
-    return OpenAIProvider(provider, settings.inference)
+    match provider.adapter:
+        case "sandbox":
+            return SandboxProvider(provider)
+        case "anthropic":
+            return AnthropicProvider(provider, settings.inference)
+        case "cohere":
+            return CohereProvider(provider, settings.inference)
+        case "openai":
+            return OpenAIProvider(provider, settings.inference)
 
 
 def _count_commit(operations: int, seconds: float) -> None:

@@ -12,11 +12,11 @@ from typing import Protocol
 
 from app.admission import Plan, window_tokens_max
 from app.clock import Clock
-from app.errors import Overloaded
+from app.errors import FareboxError, Overloaded
 from app.ledger.account import REVENUE
 from app.ledger.journal import Journal
 from app.ledger.operation import Deliver, Extend, Extended, Refused, Result, Row
-from app.money import PICO_PER_NANO, NanoUsd, cost_nano_usd
+from app.money import PICO_PER_NANO, ZERO, NanoUsd, cost_nano_usd
 from app.pricing.price_book import Usage
 from app.pricing.quote import TokenRatio
 from app.rails.rail import Payer
@@ -24,6 +24,7 @@ from app.routing.candidates import Candidate
 from app.settings import LedgerSettings
 from app.upstream.sse import frame
 
+EVENT_STREAM = "text/event-stream; charset=utf-8"
 UNGATED = 2**62
 WINDOWS_MAX = 4096
 HOLD_LOST = "hold_lost"
@@ -38,16 +39,16 @@ class Client(Protocol):
         """A whole answer."""
         ...
 
-    async def begin(self, headers: list[tuple[str, str]]) -> None:
-        """The head of an event stream."""
+    async def begin(self, headers: list[tuple[str, str]], *, media_type: str = EVENT_STREAM) -> None:
+        """The head of an answer that goes out while it is made: an event stream, or bytes."""
         ...
 
     async def send(self, data: bytes) -> None:
-        """Part of an event stream; returns when it was handed to the connection."""
+        """Part of such an answer; returns when it was handed to the connection."""
         ...
 
     async def end(self) -> None:
-        """The end of an event stream."""
+        """Its end."""
         ...
 
 
@@ -96,6 +97,8 @@ class Delivery:
         self.delivered_bytes = 0
         self.sending_since_s: float | None = None
         self.last_sent_s = clock.monotonic_s()
+        # Spent on the client, not on its provider: on writing to it, and on waiting for its money.
+        self.waited_s = 0.0
 
     @property
     def content_sent(self) -> bool:
@@ -129,12 +132,13 @@ class Delivery:
 
     async def send(self, client: Client, data: bytes) -> None:
         """Hand bytes to the client; the moment is kept, so that a client that stops reading is noticed."""
-        self.sending_since_s = self._clock.monotonic_s()
+        self.sending_since_s = since_s = self._clock.monotonic_s()
         try:
             await client.send(data)
         finally:
             self.sending_since_s = None
-            self.last_sent_s = self._clock.monotonic_s()
+            self.last_sent_s = now_s = self._clock.monotonic_s()
+            self.waited_s += now_s - since_s
         if self._keep is not None:
             self._keep(data)
 
@@ -179,9 +183,13 @@ class Delivery:
             await self.say(client, data)
 
         wanted, minimum = self._wants(needed)
-        result = await session.wait(
-            refused, minimum=self._price(minimum), wanted=self._price(wanted), attempt=again, say=say
-        )
+        since_s = self._clock.monotonic_s()
+        try:
+            result = await session.wait(
+                refused, minimum=self._price(minimum), wanted=self._price(wanted), attempt=again, say=say
+            )
+        finally:
+            self.waited_s += self._clock.monotonic_s() - since_s
         return self._held(result)
 
     def _held(self, result: Result) -> Refused | None:
@@ -194,10 +202,19 @@ class Delivery:
             raise Overloaded("this request's hold was resolved while it ran; it is billed up to here", retry_after_s=1)
         return result if isinstance(result, Refused) else Refused("insufficient_balance")
 
-    async def _mark(self, candidate: Candidate) -> None:
+    async def open(self, candidate: Candidate, *, price: NanoUsd) -> None:
+        """Mark that an answer of bytes begins: from here on a crash bills all of it. Raises `Overloaded`."""
+        await self._mark(candidate, price=price)
+
+    async def _mark(self, candidate: Candidate, *, price: NanoUsd | None = None) -> None:
         self._candidate = candidate
-        row = self._row(0, self._used(0), self._window_cost(self._held_tokens))
-        result = await self._journal.submit(Deliver(self._request_id, self._payer.account_id, row))
+        used, window = (self._used(0), self._window_cost(self._held_tokens)) if price is None else (price, ZERO)
+        row = self._row(0, used, window)
+        try:
+            result = await self._journal.submit(Deliver(self._request_id, self._payer.account_id, row))
+        except FareboxError:
+            self._candidate = None
+            raise
         if isinstance(result, Refused):
             self._candidate = None
             raise Overloaded("this request's hold was resolved while it waited; nothing was charged", retry_after_s=1)

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import orjson
 
+from app.endpoints import CHAT, COMPLETIONS, Endpoint
 from app.money import NanoUsd, format_usd
 from app.pricing.price_book import Usage
 from app.upstream.provider import DONE, UpstreamError, safe_message
@@ -44,6 +45,8 @@ class _Delta(msgspec.Struct):
 
 class _Choice(msgspec.Struct):
     delta: _Delta | None = None
+    # Of a completion that is no chat.
+    text: str | None = None
     finish_reason: str | None = None
 
 
@@ -83,8 +86,9 @@ def _delta_bytes(delta: _Delta) -> int:
 class StreamMeter:
     """Reads one provider's stream for one request."""
 
-    def __init__(self, *, model: str, final_usage: bool) -> None:
+    def __init__(self, *, model: str, final_usage: bool, endpoint: Endpoint = CHAT) -> None:
         self._model = model
+        self._object = "text_completion" if endpoint is COMPLETIONS else "chat.completion.chunk"
         self._final_usage = final_usage
         self._upstream_model: str | None = None
         self._rename: tuple[bytes, bytes] | None = None
@@ -92,6 +96,8 @@ class StreamMeter:
         self._held_finish: dict[str, Any] | None = None
         self.text_bytes = 0
         self.usage: Mapping[str, Any] | None = None
+        # The text up to the last report.
+        self.reported_bytes = 0
         self.finish_reason: str | None = None
         self.done = False
 
@@ -120,6 +126,8 @@ class StreamMeter:
         for choice in chunk.choices:
             if choice.delta is not None:
                 self.text_bytes += _delta_bytes(choice.delta)
+            if choice.text is not None:
+                self.text_bytes += _length(choice.text)
             if choice.finish_reason is not None:
                 self.finish_reason = choice.finish_reason
                 finish = True
@@ -143,7 +151,7 @@ class StreamMeter:
         chunk = orjson.loads(data)
         kept = ("id", "object", "created", "system_fingerprint")
         self._template |= {name: chunk[name] for name in kept if chunk.get(name)}
-        self._template.setdefault("object", "chat.completion.chunk")
+        self._template.setdefault("object", self._object)
         self._template["model"] = self._model
         self._upstream_model, self._rename = model, None
         if model is not None and model != self._model:
@@ -154,7 +162,7 @@ class StreamMeter:
     def _reworked(self, data: bytes, chunk: _Chunk, *, finish: bool) -> bytes | None:
         """A chunk with usage, or the last one: the usage is kept, and shown by us at the end."""
         if chunk.usage is not None:
-            self.usage = chunk.usage
+            self.usage, self.reported_bytes = chunk.usage, self.text_bytes
         if not chunk.choices:
             return None
         body = orjson.loads(data)
@@ -181,7 +189,7 @@ class StreamMeter:
             raise _error_event(body["error"])
         usage = body.pop("usage", None)
         if isinstance(usage, dict):
-            self.usage = usage
+            self.usage, self.reported_bytes = usage, self.text_bytes
         if not body.get("choices"):
             return None
         self.text_bytes += len(data)
@@ -212,6 +220,8 @@ def completion_text_bytes(body: Mapping[str, Any]) -> int:
     total = 0
     for choice in body.get("choices") or ():
         message = choice.get("message") if isinstance(choice, dict) else None
+        text = choice.get("text") if isinstance(choice, dict) else None
+        total += _length(text if isinstance(text, str) else None)
         try:
             total += _delta_bytes(msgspec.convert(message or {}, _Delta))
         except msgspec.ValidationError:

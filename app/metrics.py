@@ -37,6 +37,9 @@ channels_recovered = Counter(
 pauses = Counter("farebox_stream_pauses", "Streams that waited for a voucher", ["result"], registry=registry)
 settlements = Counter("farebox_settlements", "Settlements and closes that ended", ["kind", "result"], registry=registry)
 chain_lag = Gauge("farebox_chain_lag_seconds", "Since the chain was last seen whole", ["backend"], registry=registry)
+breakers_opened = Counter(
+    "farebox_breakers_opened", "Times that a provider was passed over", ["provider", "why"], registry=registry
+)
 swept = Counter("farebox_orphaned_holds_resolved", "Requests whose process died", registry=registry)
 
 

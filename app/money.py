@@ -16,6 +16,7 @@ BaseUnits = NewType("BaseUnits", int)
 
 ZERO = NanoUsd(0)
 NANO_PER_USD = 10**9
+PICO_PER_USD = 10**12
 PICO_PER_NANO = 1000
 NANO_PER_BASE_UNIT = 1000
 TOKENS_PER_MILLION = 10**6
@@ -76,6 +77,11 @@ def parse_price_per_million(text: str) -> PicoUsd:
     return PicoUsd(_scaled(text, scale=TOKENS_PER_MILLION, maximum=PRICE_PICO_USD_MAX))
 
 
+def parse_price(text: str) -> PicoUsd:
+    """Parse USD per unit (an image, a second, a character) into pico-USD: twelve places are exact."""
+    return PicoUsd(_scaled(text, scale=PICO_PER_USD, maximum=PRICE_PICO_USD_MAX))
+
+
 def format_usd(amount: NanoUsd) -> str:
     """Exact USD decimal without an exponent and with at least two places: ``"4.999985"``."""
     sign = "-" if amount < 0 else ""
@@ -88,6 +94,13 @@ def format_price_per_million(price: PicoUsd) -> str:
     """USD per million units, exact: the inverse of `parse_price_per_million`."""
     whole, fraction = divmod(price, TOKENS_PER_MILLION)
     digits = f"{fraction:06d}".rstrip("0").ljust(2, "0")
+    return f"{whole}.{digits}"
+
+
+def format_price(price: PicoUsd) -> str:
+    """USD per unit, exact: the inverse of `parse_price`."""
+    whole, fraction = divmod(price, PICO_PER_USD)
+    digits = f"{fraction:012d}".rstrip("0").ljust(2, "0")
     return f"{whole}.{digits}"
 
 

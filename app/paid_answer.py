@@ -2,18 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import orjson
 
 from app.admission import PaidRequest
 from app.answer import Headers, Transcript, error_event
 from app.ledger.operation import Captured
-from app.metering import StreamMeter, shown_usage
+from app.metering import StreamMeter
 from app.money import format_usd
 from app.rails.session import Session
-from app.reckoning import Ending
+from app.reckoning import Ending, spoken_usage
 from app.routing.candidates import Candidate
+from app.shapes import Told
 from app.upstream.provider import DONE
 from app.upstream.sse import frame
 
@@ -35,11 +33,17 @@ class Answer:
 
     def headers(self, captured: Captured | None = None, *, units: int = 0) -> Headers:
         """Before the capture: of a stream's head; after it: of a whole answer, with its cost."""
-        headers = [("x-request-id", self.id)]
+        headers = [("x-request-id", self.id), ("id", self.id)]
         if self.served is not None:
-            headers.append(("x-farebox-provider", self.served.provider.name))
+            provider = self.served.provider
+            headers.append(("x-farebox-provider", provider.name))
+            headers.append(("backend", f"engine_type={provider.engine_type}, machine_name={provider.machine_name}"))
         if captured is not None:
             headers.append(("x-farebox-cost", format_usd(captured.charged)))
+        elif self.served is not None and self.request.endpoint.answer == "bytes":
+            # Known before the capture: it is of the question alone.
+            price = self.served.price.charge(spoken_usage(self.request))
+            headers.append(("x-farebox-cost", format_usd(price)))
         if self.limit_clipped is not None:
             headers.append(("x-farebox-max-tokens", str(self.limit_clipped)))
         if self.receipt is not None:
@@ -50,19 +54,26 @@ class Answer:
             headers.append(("cache-control", "private" if captured is not None else "private, no-cache, no-transform"))
         return headers
 
-    def whole(self, body: dict[str, Any], ending: Ending, captured: Captured) -> bytes:
-        """A whole answer's body."""
-        usage = shown_usage(ending.usage, captured.charged)
-        return orjson.dumps(body | {"model": self.request.model, "usage": usage})
+    def whole(self, ending: Ending, captured: Captured) -> tuple[str, bytes]:
+        """A whole answer's media type and body."""
+        backend = {}
+        if self.served is not None:
+            provider = self.served.provider
+            backend = {"engine_type": provider.engine_type, "machine_name": provider.machine_name}
+        told = Told(self.id, self.request.model, ending.usage, captured.charged, backend)
+        return self.request.shape.whole(ending.body or {}, told)
 
     def terminal(self, ending: Ending, captured: Captured) -> list[bytes]:
         """The last events of a stream."""
         receipt = self.receipt_events(captured, units=ending.usage.total_tokens)
+        shape = self.request.shape
         if ending.error is not None:
-            return [error_event(ending.error), *receipt]
+            return [error_event(ending.error, shape), *receipt]
         if self.meter is None or ending.status != "completed":
             return receipt
         chunks = self.meter.closing_chunks(ending.usage, captured.charged, shown=self.request.include_usage)
+        if shape.rewrites_chunks:
+            chunks = [shown for chunk in chunks if (shown := shape.chunk(chunk)) is not None]
         # Before [DONE], after which SDKs read no further.
         return [*map(frame, chunks), *receipt, frame(DONE)]
 
@@ -81,7 +92,11 @@ class Answer:
         def seal(captured: Captured) -> bytes | None:
             headers = self.headers(captured, units=ending.usage.total_tokens)
             if ending.body is not None:
-                return transcript.sealed_whole(self.whole(ending.body, ending, captured), headers)
+                return transcript.sealed_whole(*self.whole(ending, captured), headers)
+            if ending.media_type is not None:
+                # Bytes that broke off have no end that says so: nothing of them is given again.
+                whole = ending.status == "completed"
+                return transcript.sealed_bytes(ending.media_type, ending.tail, headers) if whole else None
             return transcript.sealed_stream(self.terminal(ending, captured), headers)
 
         return seal

@@ -8,38 +8,32 @@ before the terminal bytes of the answer are sent.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from app import log, metrics
-from app.admission import PaidRequest, Plan, plan_for, priced, refusal, request_row
+from app.admission import PaidRequest, Plan, facts_of, plan_for, priced, refusal, request_row
 from app.answer import Transcript, as_ours, error_event, replay
-from app.clock import MS_PER_SECOND, Clock, EpochMs
+from app.clock import MS_PER_SECOND, EpochMs
 from app.deadline import Deadline
-from app.delivery import Client, Delivery, FundsExhausted
+from app.delivery import EVENT_STREAM, Client, Delivery, FundsExhausted
 from app.errors import FareboxError, InvariantViolated, Overloaded
 from app.ledger.account import REVENUE
 from app.ledger.ids import new_id
 from app.ledger.journal import Journal
-from app.ledger.operation import Admit, Admitted, Capture, Captured, Claim, ClaimFound, Refused, Row
-from app.metering import StreamMeter, completion_text_bytes
+from app.ledger.operation import Admit, Admitted, Capture, Captured, Claim, ClaimFound, Refused
 from app.money import ZERO
 from app.paid_answer import Answer
-from app.pricing.price_book import Usage
 from app.pricing.quote import TokenRatio
 from app.rails import idempotency
 from app.rails.rail import Payer
-from app.reckoning import NOTHING, Billed, Ending, count, delivered_usage, outcome_of, reported_usage
-from app.routing.candidates import Candidate, Catalog, choose
-from app.routing.health import Health
+from app.reckoning import NOTHING, Ending, count, outcome_of
+from app.routing.candidates import Candidate, Catalog, eligible
+from app.serving import Serving, Upstreams
 from app.session_terms import admitted, refused_error, softened, terms_for
-from app.settings import Settings
-from app.upstream.provider import Call, UpstreamError
+from app.upstream.provider import UpstreamError
 from app.upstream.sse import comment
 
-PRELUDE_EVENTS_MAX = 64
 SHUTDOWN = "shutdown"
 # The payer closes the channel, or asked the chain to: the client is there and is told.
 CHANNEL_CLOSING = "channel closing"
@@ -51,14 +45,11 @@ _log = log.get("paid_job")
 
 
 @dataclass(slots=True)
-class Shared:
+class Shared(Upstreams):
     """What every paid request of a process shares."""
 
-    settings: Settings
-    clock: Clock
     journal: Journal
     catalog: Catalog
-    health: Health
     owner_id: str
     pepper: bytes = field(repr=False)
     ratios: dict[str, TokenRatio] = field(default_factory=dict)
@@ -83,18 +74,14 @@ class PaidJob:
         self._admitted_at = shared.clock.now_ms()
         self.id = new_id("req", self._admitted_at)
         self.task: asyncio.Task[None] | None = None
-        self._serving = False
+        self._is_serving = False
         self._stopped: str | None = None
         self._cut = False
         self._ending: Deadline | None = None
         self._claim: Claim | None = None
-        self._candidates: list[Candidate] = []
         self._plan: Plan | None = None
         self._delivery: Delivery | None = None
-        self._served: Candidate | None = None
-        self._meter: StreamMeter | None = None
-        self._attempts: list[Row] = []
-        self._first_token_s: float | None = None
+        self._serving: Serving | None = None
         self._transcript: Transcript | None = None
         self._limit_clipped = False
         self._commenting: asyncio.Task[None] | None = None
@@ -108,7 +95,7 @@ class PaidJob:
         return self.task
 
     def stop(self, why: str, *, now: bool = False) -> None:
-        """The client is gone, or time is up. A stream ends at once; a whole answer is finished first."""
+        """The client is gone, or time is up. What goes out in parts ends at once; a whole answer is finished first."""
         first = self._stopped is None
         if self._payer.session is not None and why != CHANNEL_CLOSING:
             self._payer.session.give_up()
@@ -116,7 +103,7 @@ class PaidJob:
         self._cut = self._cut or now
         if now and self._ending is not None:
             self._ending.shorten(LAST_WORDS_S)
-        if self._request.stream or now:
+        if self._request.in_parts or now:
             self._cancel()
         elif first:
             timeout_s = self._shared.settings.server.abandoned_timeout_s
@@ -125,21 +112,23 @@ class PaidJob:
     @property
     def finishes_alone(self) -> bool:
         """Whether the job goes on without its client."""
-        return not self._request.stream
+        return not self._request.in_parts
 
     def _cancel(self) -> None:
-        if self._serving and self.task is not None:
-            self._serving = False
+        if self._is_serving and self.task is not None:
+            self._is_serving = False
             self.task.cancel()
 
     def watch(self, now_s: float) -> None:
         """Called a few times a second."""
         delivery, server = self._delivery, self._shared.settings.server
-        if delivery is None or not self._serving or not self._request.stream:
+        if delivery is None or not self._is_serving or not self._request.in_parts:
             return
         if delivery.sending_since_s is not None:
             if now_s - delivery.sending_since_s > server.client_write_timeout_s:
                 self.stop("client does not read")
+        elif not self._request.stream:
+            return
         elif now_s - delivery.last_sent_s > server.silence_comment_s and self._commenting is None:
             delivery.last_sent_s = now_s
             self._commenting = asyncio.ensure_future(self._comment(delivery))
@@ -148,7 +137,7 @@ class PaidJob:
         # Seen by the watch like any other write, so that a client that does not read cannot hide in it.
         delivery.sending_since_s = self._clock.monotonic_s()
         try:
-            await self._begin()
+            await self._begin(named=False)
             await self._client.send(comment(b"farebox"))
         except Exception as error:
             _log.debug("comment_not_sent", request_id=self.id, error=type(error).__name__)
@@ -184,7 +173,8 @@ class PaidJob:
             raise softened(error, self._payer.session)
         with suppress(TimeoutError), self._time_to_end():
             await self._begin()
-            await self._client.send(b"".join([error_event(error), *self._answer.receipt_events(None)]))
+            events = [error_event(error, self._request.shape), *self._answer.receipt_events(None)]
+            await self._client.send(b"".join(events))
             await self._client.end()
 
     def _time_to_end(self) -> Deadline:
@@ -195,13 +185,13 @@ class PaidJob:
     async def _admit(self) -> ClaimFound | None:
         """Quote and hold. Raises what the ledger's refusal means to the payer."""
         shared, request = self._shared, self._request
-        found = priced(request, shared.catalog.find(request.model))
-        self._candidates = choose(found, request.wishes, shared.health)
-        model_id = self._candidates[0].model.id
+        candidates = self._route()
+        model_id = candidates[0].model.id
+        ratio = shared.ratio(model_id)
         plan = plan_for(
             request,
-            self._candidates,
-            shared.ratio(model_id),
+            candidates,
+            ratio,
             inference=shared.settings.inference,
             ledger=shared.settings.ledger,
         )
@@ -245,11 +235,37 @@ class PaidJob:
             journal=shared.journal,
             clock=shared.clock,
             settings=ledger,
-            ratio=shared.ratio(model_id),
+            ratio=ratio,
             keep=self._transcript.add if self._transcript is not None else None,
         )
         self._limit_clipped = self._plan.limit < asked_limit
+        self._serving = Serving(
+            upstreams=shared,
+            request_id=self.id,
+            request=request,
+            candidates=candidates,
+            plan=self._plan,
+            delivery=self._delivery,
+            ratio=ratio,
+            client=self._client,
+            begin=self._begin_content,
+            started_s=self._started_s,
+        )
         return None
+
+    def _route(self) -> list[Candidate]:
+        """The providers to try, in order. Raises `NoProviderAvailable`, `InvalidRequest` and `NotFound`."""
+        shared, request = self._shared, self._request
+        found = priced(request, shared.catalog.find(request.model))
+        facts = facts_of(
+            request,
+            shared.ratio(found[0].model.id),
+            rail="api_key" if self._payer.key_id is not None else "wallet",
+            inference=shared.settings.inference,
+        )
+        defaults = self._payer.routing
+        wishes = request.wishes.over(defaults) if defaults is not None else request.wishes
+        return shared.router.order(eligible(found, facts, wishes), facts, wishes)
 
     async def _say(self, data: bytes) -> None:
         """An event of ours before anything was held."""
@@ -265,7 +281,7 @@ class PaidJob:
             payer=self._payer,
             key=key,
             path=self._request.path,
-            body=self._request.content,
+            body=self._request.fingerprint,
             pepper=self._shared.pepper,
             expires_at=EpochMs(self._admitted_at + settings.idempotency_ttl_s * MS_PER_SECOND),
         )
@@ -273,31 +289,40 @@ class PaidJob:
 
     async def _serve_to_an_end(self) -> Ending:
         """Serve until there is an end of any kind; never raises, so that a capture always follows."""
-        if self._stopped and (self._request.stream or self._cut):
+        serving = self._serving
+        if serving is None:
+            raise InvariantViolated("a request is served that was not admitted")
+        if self._stopped and (self._request.in_parts or self._cut):
             return Ending("aborted", NOTHING, error=self._why_stopped())
-        self._serving = True
+        self._is_serving = True
         try:
-            return await self._serve()
+            return await serving.serve()
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None:
                 task.uncancel()
-            return Ending("aborted", self._used(), self._finish_reason, self._why_stopped())
+            return self._ended("aborted", self._why_stopped(), serving)
         except FundsExhausted as exhausted:
             problem = refused_error(exhausted.refused, None, self._request, self._payer.session, started=True)
-            return Ending("exhausted", self._used(), self._finish_reason, problem)
+            return self._ended("exhausted", problem, serving)
         except UpstreamError as failed:
-            problem = as_ours(failed, attempts=len(self._attempts), delivered=self._content_sent)
-            return Ending("failed", self._used(), self._finish_reason, problem)
+            delivered = serving.delivery.content_sent
+            return self._ended("failed", as_ours(failed, attempts=len(serving.attempts), delivered=delivered), serving)
         except FareboxError as error:
-            return Ending("failed", self._used(), self._finish_reason, error)
+            return self._ended("failed", error, serving)
         except Exception as error:
             metrics.alerts.labels("internal_error").inc()
             _log.error("request_failed", request_id=self.id, exc_info=error)
-            problem = InvariantViolated("an internal error ended this request")
-            return Ending("failed", self._used(), self._finish_reason, problem)
+            return self._ended("failed", InvariantViolated("an internal error ended this request"), serving)
         finally:
-            self._serving = False
+            self._is_serving = False
+
+    def _ended(self, status: str, error: FareboxError | None, serving: Serving) -> Ending:
+        # Who is told of an error in place of an answer has nothing to pay for, whatever the provider had begun.
+        nothing = error is not None and not (self._client.started and serving.delivery.content_sent)
+        usage = NOTHING if nothing else serving.used(failed=status == "failed")
+        reason = serving.meter.finish_reason if serving.meter is not None else None
+        return Ending(status, usage, reason, error, media_type=serving.media_type)
 
     def _why_stopped(self) -> FareboxError | None:
         """What a client that is still there is told."""
@@ -305,125 +330,29 @@ class PaidJob:
             return refusal(Refused("channel_closing"), None, limit_param="")
         return Overloaded("this server is shutting down") if self._stopped == SHUTDOWN else None
 
-    async def _serve(self) -> Ending:
-        """Try the candidates in order; the first that works serves. Raises the last `UpstreamError`."""
-        serve_one = self._stream_from if self._request.stream else self._complete_from
-        failure: UpstreamError | None = None
-        for candidate in self._candidates:
-            started_s, started_at = self._clock.monotonic_s(), self._clock.now_ms()
-            result, status = "abandoned", None
-            name, model_id = candidate.provider.name, candidate.model.id
-            try:
-                ending = await serve_one(candidate)
-                result, status = "ok", 200
-                self._shared.health.worked(name, model_id)
-                return ending
-            except UpstreamError as error:
-                result, status, failure = error.result, error.status, error
-                if not error.callers_fault:
-                    self._shared.health.failed(name, model_id, retry_after_s=error.retry_after_s)
-                    _log.warning("attempt_failed", request_id=self.id, provider=name, result=result, status=status)
-                if self._content_sent or not error.fail_over:
-                    raise
-            except FundsExhausted:
-                result, status = "funds_exhausted", 200
-                raise
-            finally:
-                duration_ms = int((self._clock.monotonic_s() - started_s) * MS_PER_SECOND)
-                number = len(self._attempts) + 1
-                self._attempts.append(
-                    (self.id, number, name, candidate.upstream_model, result, status, started_at, duration_ms)
-                )
-                metrics.count_attempt(name, result)
-        raise failure or UpstreamError("none", "no provider was tried")
-
-    async def _complete_from(self, candidate: Candidate) -> Ending:
-        body = await candidate.provider.complete(self._call(candidate))
-        self._served = candidate
-        usage = self._reported(body.get("usage"), candidate, completion_text_bytes(body))
-        choices = body["choices"]
-        reason = choices[0].get("finish_reason") if choices and isinstance(choices[0], dict) else None
-        return Ending("completed", usage, reason if isinstance(reason, str) else None, body=body)
-
-    async def _stream_from(self, candidate: Candidate) -> Ending:
-        request, delivery = self._request, self._delivery
-        if delivery is None:
-            raise InvariantViolated("a stream without an admission")
-        meter = StreamMeter(model=request.model, final_usage=self._shared.settings.inference.usage_in_final_chunk)
-        async with candidate.provider.stream(self._call(candidate)) as events:
-            self._meter, self._served = meter, candidate
-            try:
-                await self._relay(events, meter, delivery, candidate)
-            except UpstreamError:
-                if not self._content_sent:
-                    self._meter = self._served = None
-                raise
-        usage = self._reported(meter.usage, candidate, meter.text_bytes)
-        return Ending("completed", usage, meter.finish_reason)
-
-    async def _relay(
-        self, events: AsyncIterator[list[bytes]], meter: StreamMeter, delivery: Delivery, candidate: Candidate
-    ) -> None:
-        """Events from the provider to the client. What comes before content waits for it, bounded."""
-        frames: list[tuple[bytes, int]] = []
-        async for batch in events:
-            failure: UpstreamError | None = None
-            for data in batch:
-                try:
-                    shown = meter.read(data)
-                except UpstreamError as error:
-                    failure = error
-                    break
-                if shown is not None:
-                    frames.append((shown, meter.text_bytes))
-            begun = meter.text_bytes or meter.finished or len(frames) > PRELUDE_EVENTS_MAX
-            if frames and begun and (failure is None or meter.text_bytes):
-                await self._deliver(delivery, candidate, frames)
-                frames = []
-            if failure is not None:
-                raise failure
-            if meter.done:
-                return
-        if not meter.finished:
-            raise UpstreamError("interrupted", "the provider's answer was cut off")
-
-    async def _deliver(self, delivery: Delivery, candidate: Candidate, frames: list[tuple[bytes, int]]) -> None:
+    async def _begin_content(self) -> None:
         if self._commenting is not None:
             await asyncio.wait((self._commenting,))
-        if self._first_token_s is None:
-            self._first_token_s = self._clock.monotonic_s() - self._started_s
-            metrics.observe_first_token(candidate.provider.name, self._first_token_s)
         await self._begin()
-        await delivery.deliver(self._client, candidate, frames)
 
-    async def _begin(self) -> None:
+    async def _begin(self, *, named: bool = True) -> None:
+        """The head, once. Before content another provider may still serve, so none is ``named``."""
         if not self._client.started:
-            await self._client.begin(self._answer.headers())
+            media_type = self._serving.media_type if self._serving is not None else None
+            answer = self._answer if named else replace(self._answer, served=None)
+            await self._client.begin(answer.headers(), media_type=media_type or EVENT_STREAM)
 
     # The end: usage, capture, terminal bytes.
-
-    def _reported(self, report: Any, candidate: Candidate, text_bytes: int) -> Usage:
-        if self._plan is None:
-            raise InvariantViolated("usage without an admission")
-        billed = Billed(self.id, self._request, self._plan, candidate, self._shared.ratio(candidate.model.id))
-        return reported_usage(report, billed, text_bytes=text_bytes)
-
-    def _used(self) -> Usage:
-        """What was delivered of an answer that did not end well; nothing if no provider answered."""
-        candidate = self._served
-        if self._meter is None or self._delivery is None or candidate is None or self._plan is None:
-            return NOTHING
-        billed = Billed(self.id, self._request, self._plan, candidate, self._shared.ratio(candidate.model.id))
-        return delivered_usage(self._meter, billed, delivered_bytes=self._delivery.delivered_bytes)
 
     async def _capture(self, ending: Ending) -> Captured:
         """Resolve the holds, durably. From here on nothing is cancelled."""
         if self._delivery is not None:
             await self._delivery.settle()
+        serving = self._serving
         outcome = outcome_of(
             ending,
-            self._served,
-            first_token_s=self._first_token_s,
+            serving.served if serving is not None else None,
+            first_token_s=serving.first_token_s if serving is not None else None,
             duration_s=self._clock.monotonic_s() - self._started_s,
         )
         result = await self._shared.journal.submit(
@@ -432,7 +361,7 @@ class PaidJob:
                 account_id=self._payer.account_id,
                 key_id=self._payer.key_id,
                 outcome=outcome,
-                attempts=self._attempts,
+                attempts=serving.attempts if serving is not None else (),
                 tokens_admitted=self._tokens_admitted,
                 tokens_used=ending.usage.total_tokens,
                 admitted_at_ms=self._admitted_at,
@@ -447,7 +376,7 @@ class PaidJob:
             raise InvariantViolated("the ledger answered a capture with something else")
         if self._payer.session is not None:
             self._payer.session.released()
-        count(outcome, result, request_id=self.id, endpoint=self._request.endpoint)
+        count(outcome, result, request_id=self.id, endpoint=self._request.endpoint.name)
         return result
 
     async def _close(self, ending: Ending, captured: Captured) -> None:
@@ -456,8 +385,9 @@ class PaidJob:
             await asyncio.wait((self._commenting,))
         if ending.body is not None:
             if not self._stopped:
+                media_type, body = self._answer.whole(ending, captured)
                 headers = self._answer.headers(captured, units=ending.usage.total_tokens)
-                await self._client.respond(200, headers, self._answer.whole(ending.body, ending, captured))
+                await self._client.respond(200, [("content-type", media_type), *headers], body)
             return
         if not self._client.started:
             if ending.error is not None and self._stopped in _CLIENT_IS_THERE and not self._must_stream:
@@ -466,6 +396,12 @@ class PaidJob:
                 return
         if self._stopped not in _CLIENT_IS_THERE:
             return
+        if ending.media_type is not None:
+            # Bytes that broke off must not look whole: the connection is closed without their end.
+            if ending.status == "completed":
+                await self._client.send(ending.tail)
+                await self._client.end()
+            return
         await self._begin()
         await self._client.send(b"".join(self._answer.terminal(ending, captured)))
         await self._client.end()
@@ -473,8 +409,9 @@ class PaidJob:
     @property
     def _answer(self) -> Answer:
         clipped = self._plan.limit if self._limit_clipped and self._plan is not None else None
-        payer = self._payer
-        return Answer(self.id, self._request, payer.session, payer.receipt, self._served, clipped, self._meter)
+        payer, serving = self._payer, self._serving
+        served, meter = (serving.served, serving.meter) if serving is not None else (None, None)
+        return Answer(self.id, self._request, payer.session, payer.receipt, served, clipped, meter)
 
     # Small things.
 
@@ -483,17 +420,3 @@ class PaidJob:
         """Whether trouble is told as an event: the request opened its channel, and no status may deny that."""
         session = self._payer.session
         return session is not None and session.opened and self._request.stream
-
-    @property
-    def _content_sent(self) -> bool:
-        return self._delivery is not None and self._delivery.content_sent
-
-    @property
-    def _finish_reason(self) -> str | None:
-        return self._meter.finish_reason if self._meter else None
-
-    def _call(self, candidate: Candidate) -> Call:
-        plan, request = self._plan, self._request
-        limit = min(plan.limit if plan else 0, candidate.model.max_output_tokens)
-        timeout_s = request.first_byte_timeout_s or self._shared.settings.inference.upstream_timeout_s
-        return Call(self.id, candidate.upstream_model, request.body, request.stream, limit, timeout_s)

@@ -39,6 +39,8 @@ def _plan_on_channel(plan: Plan, request: PaidRequest, session: Session) -> Plan
         message = "on this kind of channel only streams are served: its close pays whole vouchers; set stream to true"
         raise InvalidRequest(message, code="stream_required", param="stream")
     tokens = plan.affordable(buyable) // plan.choices
+    if not plan.limit:
+        return _whole_on_channel(plan, request, session, buyable)
     if tokens >= 1 and (request.stream or plan.limit_defaulted or tokens >= plan.limit):
         return plan.within(buyable)
     if tokens >= 1 and session.offer.tops_up:
@@ -52,6 +54,19 @@ def _plan_on_channel(plan: Plan, request: PaidRequest, session: Session) -> Plan
     )
     problem.details |= {"affordable_tokens": tokens}
     raise problem
+
+
+def _whole_on_channel(plan: Plan, request: PaidRequest, session: Session, buyable: NanoUsd) -> Plan:
+    """A plan without an output limit to clip: it is paid whole, or asks for a top-up, or is refused."""
+    if plan.ceiling <= buyable or session.offer.tops_up:
+        return plan
+    raise session.problem(
+        session,
+        f"the channel's deposit has {format_usd(buyable)} USD left and the request needs up to "
+        f"{format_usd(plan.ceiling)} USD; top up",
+        "session/insufficient-balance",
+        session.view.required_cumulative(wanted=plan.ceiling),
+    )
 
 
 def _required_on_channel(plan: Plan, request: PaidRequest) -> NanoUsd:

@@ -9,17 +9,41 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from app.money import PicoUsd, parse_price_per_million, parse_usd
+from app.money import parse_usd
+from app.nesting import DEPTH_MAX
+from app.provider_settings import (
+    NO_LIMIT,
+    PRICES_IMPLIED,
+    SANDBOX,
+    Capability,
+    ModelSettings,
+    Positive,
+    Prices,
+    ProviderSettings,
+    Section,
+)
+
+__all__ = [
+    "NO_LIMIT",
+    "PRICES_IMPLIED",
+    "SANDBOX",
+    "Capability",
+    "InferenceSettings",
+    "ModelSettings",
+    "Prices",
+    "ProviderSettings",
+    "SearchSettings",
+    "Settings",
+    "SettingsError",
+    "load",
+]
 
 CONFIG_BYTES_MAX = 4 * 1024 * 1024
 DEFAULT_CONFIG = Path("farebox.toml")
 ENVIRONMENT_PREFIX = "FAREBOX_"
-# What serialises a body for a provider gives up at 254 levels.
-DEPTH_MAX = 200
 
-Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Address = Annotated[str, Field(pattern=r"^0x[0-9a-fA-F]{40}$")]
 
@@ -28,11 +52,7 @@ class SettingsError(Exception):
     """The configuration cannot be used; the message names every setting that is wrong."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ServerSettings(_Section):
+class ServerSettings(Section):
     """The HTTP edge and its bounds."""
 
     host: str = Field("127.0.0.1", description="address to listen on")
@@ -63,7 +83,7 @@ class ServerSettings(_Section):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
 
 
-class DatabaseSettings(_Section):
+class DatabaseSettings(Section):
     """Where the books are."""
 
     url: str = Field("sqlite:///farebox.db", description="sqlite:///path or postgresql://...")
@@ -77,7 +97,7 @@ class DatabaseSettings(_Section):
         return url
 
 
-class LedgerSettings(_Section):
+class LedgerSettings(Section):
     """Group commit, leases and windows."""
 
     batch_max: Positive = Field(64, description="operations in one commit")
@@ -110,7 +130,7 @@ class LedgerSettings(_Section):
         return self
 
 
-class InferenceSettings(_Section):
+class InferenceSettings(Section):
     """Defaults of a paid request and bounds of an upstream call."""
 
     default_max_tokens: Positive = Field(4096, description="output limit where the caller sets none")
@@ -121,123 +141,23 @@ class InferenceSettings(_Section):
     upstream_connect_timeout_s: Seconds = Field(5, description="time to connect to a provider")
     upstream_body_bytes_max: Positive = Field(32 * 1024 * 1024, description="largest non-streaming answer")
     upstream_event_bytes_max: Positive = Field(4 * 1024 * 1024, description="largest single event of a stream")
-    upstream_cooldown_s: Seconds = Field(5, description="a failed provider is passed over this long")
+    breaker_requests_min: Positive = Field(
+        5, description="attempts of a minute from which on a provider's breaker opens, if over half of them failed"
+    )
+    rest_s_max: Annotated[float, Field(ge=0, le=86_400)] = Field(
+        600,
+        description="longest that a provider is left alone for asking so or refusing our account; 0: never",
+    )
+    default_embedding_model: str | None = Field(
+        None, description="model of embeddings that name none; the first that can when left out"
+    )
+    upload_bytes_max: Positive = Field(25 * 1024 * 1024, description="largest multipart body (audio)")
+    attempts_max: Annotated[int, Field(ge=1, le=16)] = Field(4, description="providers tried for one request")
     image_tokens_max: Positive = Field(4096, description="input tokens held for one image part")
     media_hosts: tuple[str, ...] = Field((), description="hosts whose media URLs `native` providers may fetch")
 
 
-Capability = Literal["chat", "tools", "vision", "audio", "reasoning", "json"]
-
-# A model that can do a thing must have a price for what the thing bills (checked at start-up).
-PRICES_IMPLIED: Mapping[str, tuple[str, ...]] = {
-    "chat": ("input", "output"),
-    "tools": ("input", "output"),
-    "vision": ("input",),
-    "audio": ("input", "output"),
-    "reasoning": ("output",),
-    "json": ("output",),
-}
-
-
-class TokenPrices(_Section):
-    """USD per million tokens, as decimal strings; a unit left out bills at its parent's price."""
-
-    input: str | None = Field(None, description="prompt tokens")
-    cached_input: str | None = Field(None, description="prompt tokens read from a cache (parent: input)")
-    cache_write: str | None = Field(None, description="prompt tokens written to a cache (parent: input)")
-    audio_input: str | None = Field(None, description="audio tokens of the prompt (parent: input)")
-    output: str | None = Field(None, description="completion tokens")
-    reasoning: str | None = Field(None, description="reasoning tokens (parent: output)")
-    audio_output: str | None = Field(None, description="audio tokens of the completion (parent: output)")
-
-    @field_validator("*")
-    @classmethod
-    def _exact(cls, text: str | None) -> str | None:
-        if text is not None and parse_price_per_million(text) < 0:
-            raise ValueError("a price is never negative")
-        return text
-
-    def in_pico_usd(self) -> dict[str, PicoUsd]:
-        """The units that have a price of their own."""
-        return {unit: parse_price_per_million(text) for unit, text in self if text is not None}
-
-
-class ModelSettings(_Section):
-    """A model as one provider serves it."""
-
-    id: Annotated[str, Field(min_length=1, max_length=200)] = Field(..., description="what clients ask for")
-    upstream_id: str | None = Field(None, description="what the provider calls it; the same when left out")
-    aliases: tuple[str, ...] = Field((), description="other names that clients may use")
-    capabilities: tuple[Capability, ...] = Field(("chat",), description="what it can do; each implies prices")
-    context_window: Positive = Field(..., description="tokens of prompt and output together")
-    max_output_tokens: Positive = Field(..., description="most output tokens of one answer")
-    hidden_reasoning: bool = Field(
-        False, description="bills reasoning that it does not stream: the full ceiling is held"
-    )
-    owned_by: str = Field("farebox", description="shown in /v1/models")
-    price: TokenPrices = Field(..., description="what we charge, USD per million tokens")
-    cost: TokenPrices = Field(TokenPrices(), description="what we pay, USD per million tokens")
-
-    @field_validator("id", "upstream_id", "aliases")
-    @classmethod
-    def _printable(cls, value: Any) -> Any:
-        for text in (value,) if isinstance(value, str) else value or ():
-            if not text.isascii() or not text.isprintable():
-                raise ValueError("model names are printable ASCII: they appear in headers")
-        return value
-
-    @model_validator(mode="after")
-    def _priced(self) -> Self:
-        for capability in self.capabilities:
-            for unit in PRICES_IMPLIED[capability]:
-                if getattr(self.price, unit) is None:
-                    raise ValueError(
-                        f"model {self.id!r} can {capability!r}, so price.{unit} must be set (0 is allowed)"
-                    )
-        return self
-
-
-class ProviderSettings(_Section):
-    """An upstream: where it is, how it speaks and what it serves."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")] = Field(..., description="unique name")
-    kind: Literal["native", "quota", "external"] = Field("native", description="native | quota | external")
-    adapter: Literal["openai", "sandbox"] = Field("openai", description="openai | sandbox")
-    base_url: str | None = Field(None, description="for example http://127.0.0.1:11434/v1")
-    api_key_env: str | None = Field(None, description="variable with the provider's key")
-    connections_max: Positive = Field(1024, description="connections to this provider")
-    tokens_per_second: Annotated[float, Field(gt=0)] = Field(200.0, description="sandbox: pace of a stream")
-    first_token_ms: Annotated[int, Field(ge=0)] = Field(20, description="sandbox: time to the first token")
-    models: tuple[ModelSettings, ...] = Field((), description="what it serves")
-
-    @model_validator(mode="after")
-    def _reachable(self) -> Self:
-        if self.adapter == "openai" and not (self.base_url or "").startswith(("http://", "https://")):
-            raise ValueError(f"provider {self.name!r} needs base_url with http:// or https://")
-        names = [name for model in self.models for name in (model.id, *model.aliases)]
-        if len(set(names)) != len(names):
-            raise ValueError(f"provider {self.name!r} names a model twice")
-        return self
-
-
-SANDBOX = ProviderSettings(
-    name="sandbox",
-    adapter="sandbox",
-    models=(
-        ModelSettings(
-            id="sandbox/echo",
-            aliases=("sandbox",),
-            capabilities=("chat", "tools", "reasoning"),
-            context_window=32_768,
-            max_output_tokens=8_192,
-            price=TokenPrices(input="0.10", cached_input="0.02", output="0.40"),
-            cost=TokenPrices(input="0.05", cached_input="0.01", output="0.20"),
-        ),
-    ),
-)
-
-
-class ChannelSettings(_Section):
+class ChannelSettings(Section):
     """One kind of channel that is offered: a backend, a chain, an escrow and a token."""
 
     backend: Literal["tempo-v2", "tempo-v1", "evm"] = Field(..., description="tempo-v2 | tempo-v1 | evm")
@@ -255,7 +175,7 @@ class ChannelSettings(_Section):
     eip3009: bool = Field(False, description="evm: also take opens and top-ups by EIP-3009 authorization")
 
 
-class MppSettings(_Section):
+class MppSettings(Section):
     """Payment from wallets: challenges, vouchers, and what is done on chain."""
 
     realm: Annotated[str, Field(min_length=1, max_length=200)] = Field(
@@ -302,7 +222,32 @@ class MppSettings(_Section):
         return text
 
 
-class Settings(_Section):
+class SearchSettings(Section):
+    """Web search: a tool that models may call, run by the proxy."""
+
+    backend: Literal["off", "searxng", "brave", "sandbox"] = Field(
+        "off", description="off | searxng | brave | sandbox (made-up results)"
+    )
+    url: str | None = Field(None, description="base URL of the SearXNG instance, or another address of Brave's API")
+    api_key_env: str | None = Field(None, description="variable with the backend's key (Brave)")
+    rounds_max: Annotated[int, Field(ge=1, le=10)] = Field(3, description="rounds of searches in one request")
+    searches_max: Annotated[int, Field(ge=1, le=32)] = Field(4, description="searches in one request")
+    timeout_s: Seconds = Field(10, description="time for one search")
+    results_low: Annotated[int, Field(ge=1, le=20)] = Field(3, description="results where search_context_size is low")
+    results_medium: Annotated[int, Field(ge=1, le=20)] = Field(5, description="results where it is medium or not said")
+    results_high: Annotated[int, Field(ge=1, le=20)] = Field(10, description="results where it is high")
+    result_bytes_max: Annotated[int, Field(ge=100, le=20_000)] = Field(1200, description="text of one result")
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        if self.backend == "searxng" and not (self.url or "").startswith(("http://", "https://")):
+            raise ValueError("search.url must be the http:// or https:// address of the SearXNG instance")
+        if self.backend == "brave" and not self.api_key_env:
+            raise ValueError("search.api_key_env must name the variable with Brave's key")
+        return self
+
+
+class Settings(Section):
     """All of it. The defaults run the proxy on SQLite with the built-in sandbox provider."""
 
     server: ServerSettings = ServerSettings()
@@ -310,6 +255,7 @@ class Settings(_Section):
     ledger: LedgerSettings = LedgerSettings()
     inference: InferenceSettings = InferenceSettings()
     mpp: MppSettings = MppSettings()
+    search: SearchSettings = SearchSettings()
     providers: tuple[ProviderSettings, ...] = (SANDBOX,)
 
     @model_validator(mode="after")
@@ -320,6 +266,10 @@ class Settings(_Section):
         # A voucher is ahead of what is spent by a window, and only what is spent is settled.
         if parse_usd(self.mpp.exposure_max) < 2 * parse_usd(self.ledger.window_cost_max):
             raise ValueError("mpp.exposure_max must be at least twice ledger.window_cost_max")
+        for provider in self.providers:
+            for model in provider.models:
+                if model.web_search and self.search.backend == "off":
+                    raise ValueError(f"model {model.id!r} searches the web, so search.backend must be set")
         owners: dict[str, str] = {}
         for provider in self.providers:
             for model in provider.models:
@@ -363,7 +313,7 @@ def _overlay(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
     """``FAREBOX_SERVER_PORT=9000`` is ``[server] port = 9000``; lists are separated by commas."""
     for section, field in Settings.model_fields.items():
         model = field.annotation
-        if not (isinstance(model, type) and issubclass(model, _Section)):
+        if not (isinstance(model, type) and issubclass(model, Section)):
             continue
         for name, setting in model.model_fields.items():
             text = environ.get(f"{ENVIRONMENT_PREFIX}{section}_{name}".upper())

@@ -75,6 +75,8 @@ api_keys = Table(
     Column("revoked_at_ms", BigInteger),
     Column("expires_at_ms", BigInteger),
     Column("models", Text),
+    # What its requests say of routing where they say nothing: a JSON object of routing parameters.
+    Column("routing", Text),
     _amount("spend_limit", nullable=True),
     _amount("spend_limit_month", nullable=True),
     Column("requests_per_minute", BigInteger),
@@ -182,6 +184,8 @@ outcomes = Table(
     Column("completion_tokens", BigInteger, nullable=False),
     Column("reasoning_tokens", BigInteger, nullable=False),
     Column("audio_output_tokens", BigInteger, nullable=False),
+    # What is no token, as a JSON object of units and how many were used; null: nothing.
+    Column("units", Text),
     Column("estimated", Boolean, nullable=False),
     _amount("price"),
     _amount("charged"),

@@ -42,6 +42,8 @@ STOP_TIMEOUT_S = 60
 LEASE_TTL_S = 2.0
 
 # Fast leases, so that what a killed process leaves behind is resolved while a test waits.
+# Tests share servers, and make providers fail: none is left alone for it, unless a test is of that.
+TIRELESS = {"breaker_requests_min": 1_000_000, "rest_s_max": 0}
 QUICK = {"heartbeat_s": 0.5, "lease_ttl_s": LEASE_TTL_S, "sweep_interval_s": 0.5}
 PRICE = {"input": "1.00", "cached_input": "0.25", "output": "4.00", "reasoning": "6.00"}
 COST = {"input": "0.50", "cached_input": "0.10", "output": "2.00"}
@@ -98,6 +100,7 @@ class FareboxServer:
         ledger: Mapping[str, Any] | None = None,
         inference: Mapping[str, Any] | None = None,
         mpp: Mapping[str, Any] | None = None,
+        search: Mapping[str, Any] | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self.database_url = database_url
@@ -111,8 +114,9 @@ class FareboxServer:
             "server": {"host": "127.0.0.1", "port": self.port, **(server or {})},
             "database": {"url": database_url},
             "ledger": {**QUICK, **(ledger or {})},
-            "inference": dict(inference or {}),
+            "inference": {**TIRELESS, **(inference or {})},
             "mpp": dict(mpp or {}),
+            "search": dict(search or {}),
         }
         self.config.write_text(_toml(sections, providers if providers is not None else [sandbox()]))
         self.process: subprocess.Popen[bytes] | None = None

@@ -6,12 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.admission import PaidRequest, Plan, plan_for, refusal, window_tokens_max
-from app.errors import AuthenticationFailed, BillingRefused, InvalidRequest, PermissionDenied, RateLimited
+from app.endpoints import CHAT, IMAGES
+from app.errors import AuthenticationFailed, BillingRefused, NoProviderAvailable, PermissionDenied, RateLimited
 from app.ledger.operation import Admitted, Refused
-from app.money import NanoUsd, PicoUsd, parse_price_per_million, parse_usd
+from app.money import NanoUsd, PicoUsd, parse_price, parse_price_per_million, parse_usd
 from app.pricing.price_book import PriceVersion
-from app.pricing.quote import PromptSize, TokenRatio
+from app.pricing.quote import TOOLS_PREAMBLE_TOKENS, PromptSize, TokenRatio
 from app.routing.candidates import Candidate
+from app.search.options import SearchOptions
 from app.settings import InferenceSettings, LedgerSettings, ModelSettings
 from app.upstream.provider import Provider
 from tests.serving import model
@@ -51,7 +53,7 @@ def candidate(
 
 
 def request(**changes: Any) -> PaidRequest:
-    asked = PaidRequest("chat", "/v1/chat/completions", "m", {}, b"", True, PromptSize(100))
+    asked = PaidRequest(CHAT, "/v1/chat/completions", "m", {}, b"", True, PromptSize(100))
     return replace(asked, **changes)
 
 
@@ -121,11 +123,29 @@ class TestPlan:
     def test_prompt_is_never_bounded_beyond_the_context(self) -> None:
         assert plan(candidate(context=50)).prompt_tokens_max == 50
 
-    def test_prompt_that_no_candidate_can_take_is_refused(self) -> None:
-        with pytest.raises(InvalidRequest) as caught:
-            plan(candidate(context=100), size=PromptSize(16 * 101))
-        assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
-        assert plan(candidate(context=100), candidate(context=101), size=PromptSize(16 * 101)).prompt_tokens_max == 101
+    def test_tools_may_bill_what_a_servers_template_says_of_them(self) -> None:
+        assert plan(size=PromptSize(100, tools=True)).prompt_tokens_max == 116 + TOOLS_PREAMBLE_TOKENS
+
+    def test_what_is_no_token_is_held_whole_at_the_dearest_price(self) -> None:
+        size, cheap, dear = "image:1024x1024", candidate("a"), candidate("b")
+        cheap = replace(cheap, price=replace(cheap.price, prices={size: parse_price("0.04")}))
+        dear = replace(dear, price=replace(dear.price, prices={size: parse_price("0.05")}))
+        asked: dict[str, Any] = {"endpoint": IMAGES, "units": {size: 3}, "stream": False, "size": PromptSize(0, 0)}
+        planned = plan(cheap, dear, **asked)
+        assert planned.ceiling == planned.required == planned.first_hold == parse_usd("0.15")
+        assert (planned.limit, planned.limit_defaulted, planned.whole) == (0, False, True)
+        assert planned.admitted(Admitted(planned.ceiling, planned.ceiling)) == (planned, 0)
+        with pytest.raises(NoProviderAvailable, match="no price"):
+            plan(cheap, dear, **{**asked, "units": {"image:1x1": 1}})
+
+    def test_searches_are_held_beside_the_prompts_of_all_rounds(self) -> None:
+        priced = candidate()
+        priced = replace(priced, price=replace(priced.price, prices={**priced.price.prices, "web_search": PicoUsd(5)}))
+        options = SearchOptions(results=5, result_bytes_max=1200, rounds_max=3, searches_max=4)
+        planned = plan(priced, search=options, units={"web_search": 4})
+        assert planned.unit_price == 20
+        assert planned.prompt_tokens_max > 4 * plan(priced).prompt_tokens_max
+        assert planned.prompt_tokens_expected == plan(priced).prompt_tokens_expected
 
     def test_prices_are_the_dearest_of_the_candidates_and_their_units(self) -> None:
         first = candidate("a", price={"input": "1.00", "output": "4.00", "reasoning": "6.00"})

@@ -113,6 +113,41 @@ def test_limits_can_be_changed_one_by_one_and_taken_away(shell: Shell) -> None:
     assert changed["expires_at"] == "2099-01-01T00:00:00.000Z"
 
 
+def test_routing_of_a_key_can_be_set_changed_and_taken_away(shell: Shell) -> None:
+    prices = ("max_input_price_per_million=50", "--routing", "max_output_price_per_million=200")
+    made = shell.json(
+        *("keys", "create", "--routing", "routing_strategy=cheapest", "--routing", "provider.only=a, b"),
+        *("--routing", *prices, "--routing", "provider.allow_fallbacks=false"),
+    )
+    assert made["routing"] == {
+        "routing_strategy": "cheapest",
+        "max_input_price_per_million": 50,
+        "max_output_price_per_million": 200,
+        "provider": {"only": ["a", "b"], "allow_fallbacks": False},
+    }
+    assert shell.json("keys", "limit", made["id"], "--spend-limit", "1")["routing"] == made["routing"]
+    limit = ("keys", "limit", made["id"], "--routing")
+    changed = shell.json(*limit, "provider.only=none", "--routing", "allow_external=true")
+    assert changed["routing"]["provider"] == {"allow_fallbacks": False}
+    assert (changed["routing"]["allow_external"], changed["spend_limit"]) == (True, "1.00")
+    assert shell.json(*limit, "none")["routing"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("routing_strategy", "NAME=VALUE"),
+        ("strategy=cheapest", "routing_strategy"),
+        ("only=a", "provider.only"),
+        ("routing_strategy=random", "cheapest, fastest, balanced"),
+        ("max_input_price_per_million=5", "max_output_price_per_million"),
+        ("allow_external=1", "true or false"),
+    ],
+)
+def test_routing_that_is_not_understood_is_refused(shell: Shell, text: str, said: str) -> None:
+    assert said in " ".join(shell.run("keys", "create", "--routing", text, code=1).stderr.split())
+
+
 def test_a_second_key_can_share_a_customer(shell: Shell) -> None:
     first = shell.json("keys", "create", "--credit", "5.00")
     second = shell.json("keys", "create", "--customer", first["customer_id"], "--credit", "1.00")
@@ -244,7 +279,7 @@ def test_usage_goes_on_where_a_page_ended(shell: Shell, books: LiveBooks, clock:
 
 
 def test_prices_and_their_history(shell: Shell, books: LiveBooks) -> None:
-    (price,) = shell.json("prices")["prices"]
+    (price,) = shell.json("prices", "--model", "sandbox/echo")["prices"]
     assert (price["model"], price["version"], price["price"]["input"]) == ("sandbox/echo", 1, "0.10")
     (version,) = shell.json("prices", "--history", "--model", "sandbox/echo")["prices"]
     assert version["added_at"] == "2025-10-09T08:53:20.000Z"
@@ -252,7 +287,7 @@ def test_prices_and_their_history(shell: Shell, books: LiveBooks) -> None:
 
 
 def test_models_need_no_database(new_shell: Shell, tmp_path: Path) -> None:
-    (model,) = new_shell.json("models")["models"]
+    model = new_shell.json("models")["models"][0]
     assert (model["id"], model["provider"], model["price"]["output"]) == ("sandbox/echo", "sandbox", "0.40")
     assert not (tmp_path / "new.db").exists()
 
@@ -386,6 +421,26 @@ def test_doctor_names_a_provider_whose_key_is_not_set(shell: Shell, monkeypatch:
     monkeypatch.setenv("P_KEY", "hunter2")
     assert states(shell.json("doctor"))["provider p"] == "ok"
     assert "hunter2" not in shell.run("doctor").output
+
+
+def test_doctor_looks_at_web_search(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = shell.config.read_text()
+    assert "web search" not in states(shell.json("doctor"))
+    shell.config.write_text(plain + '[search]\nbackend = "brave"\napi_key_env = "BRAVE_KEY"\n')
+    assert states(shell.json("doctor", code=1))["web search"] == "fail"
+    monkeypatch.setenv("BRAVE_KEY", "hunter2")
+    # The built-in model may search.
+    assert states(shell.json("doctor"))["web search"] == "ok"
+    provider = '[[providers]]\nname = "p"\nadapter = "anthropic"\nbase_url = "http://127.0.0.1:1"\n'
+    model = '[[providers.models]]\nid = "m"\ncontext_window = 10\nmax_output_tokens = 5\n'
+    price = 'capabilities = ["chat", "reasoning"]\nprice = { input = "1", output = "1" }\n'
+    with shell.config.open("a") as file:
+        file.write(provider + model + price)
+    found = states(shell.json("doctor"))
+    assert (found["web search"], found["provider p"]) == ("warn", "warn")
+    with shell.config.open("a") as file:
+        file.write("hidden_reasoning = true\n")
+    assert states(shell.json("doctor"))["provider p"] == "ok"
 
 
 def test_doctor_goes_on_where_the_configuration_is_wrong(shell: Shell) -> None:

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine, update
 
 from app.admission import Plan
-from app.delivery import Delivery, FundsExhausted
+from app.delivery import EVENT_STREAM, Delivery, FundsExhausted
 from app.errors import Overloaded
 from app.ledger.account import REVENUE
 from app.ledger.ids import new_id
@@ -73,7 +73,7 @@ class Reader:
     async def respond(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         raise AssertionError("not a stream")
 
-    async def begin(self, headers: list[tuple[str, str]]) -> None:
+    async def begin(self, headers: list[tuple[str, str]], *, media_type: str = EVENT_STREAM) -> None:
         raise AssertionError("delivery does not begin a stream")
 
     async def end(self) -> None:

@@ -11,8 +11,10 @@ from app.money import (
     NanoUsd,
     PicoUsd,
     cost_nano_usd,
+    format_price,
     format_price_per_million,
     format_usd,
+    parse_price,
     parse_price_per_million,
     parse_usd,
     units_affordable,
@@ -72,6 +74,9 @@ def test_every_price_survives_being_shown_and_parsed(price: PicoUsd) -> None:
     shown = format_price_per_million(price)
     assert parse_price_per_million(shown) == price
     assert Decimal(shown) * 10**6 == price
+    each = format_price(price)
+    assert parse_price(each) == price
+    assert Decimal(each) * 10**12 == price
 
 
 @pytest.mark.parametrize(
@@ -112,3 +117,5 @@ def test_what_cannot_be_kept_exactly_is_refused(text: str) -> None:
 def test_a_price_finer_than_a_pico_usd_is_refused() -> None:
     with pytest.raises(ValueError, match="decimal places"):
         parse_price_per_million("0.0000001")
+    with pytest.raises(ValueError, match="decimal places"):
+        parse_price("0.0000000000001")

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any, cast
 
 import orjson
@@ -5,11 +6,12 @@ import pytest
 
 from app import metrics
 from app.admission import PaidRequest, Plan
+from app.endpoints import CHAT, EMBEDDINGS, IMAGES, RERANK, TRANSCRIPTIONS, Endpoint
 from app.metering import StreamMeter
 from app.money import PicoUsd, parse_price_per_million
 from app.pricing.price_book import PriceVersion, Usage
 from app.pricing.quote import PromptSize, TokenRatio
-from app.reckoning import Billed, delivered_usage, reported_usage
+from app.reckoning import Billed, answered_usage, delivered_usage, reported_usage
 from app.routing.candidates import Candidate
 from app.settings import ModelSettings
 from app.upstream.provider import Provider
@@ -41,7 +43,7 @@ def candidate(**prices: str) -> Candidate:
 
 
 def request(*, images: int = 0) -> PaidRequest:
-    return PaidRequest("chat", "/", "m", {}, b"", True, PromptSize(100, images=images))
+    return PaidRequest(CHAT, "/", "m", {}, b"", True, PromptSize(100, images=images))
 
 
 def reported(usage: Any, *, ratio: TokenRatio | None = None, text_bytes: int = 40, images: int = 0) -> Usage:
@@ -119,12 +121,19 @@ class TestReported:
         assert ratio.output == pytest.approx(2.0, rel=0.01)
         assert ratio.prompt == pytest.approx(2.0, rel=0.01)
 
-    def test_reports_that_hide_tokens_or_media_teach_nothing(self) -> None:
+    def test_good_reports_teach_how_long_answers_are(self) -> None:
+        ratio = TokenRatio()
+        for _ in range(200):
+            reported(usage(50, 20), ratio=ratio)
+        assert ratio.answer == pytest.approx(20, rel=0.01)
+        assert (ratio.answer_tokens(limit=5), ratio.answer_tokens(limit=1000)) == (5, 20)
+
+    def test_reports_that_hide_tokens_or_media_teach_no_ratio(self) -> None:
         ratio = TokenRatio()
         reported(usage(11, 20, completion_tokens_details={"reasoning_tokens": 9}), ratio=ratio)
         reported(usage(50, 0), ratio=ratio, images=1)
         reported(None, ratio=ratio)
-        assert ratio == TokenRatio()
+        assert (ratio.prompt, ratio.output) == (TokenRatio().prompt, TokenRatio().output)
 
 
 class TestDelivered:
@@ -144,3 +153,76 @@ class TestDelivered:
 
     def test_delivered_is_never_counted_beyond_the_limit(self) -> None:
         assert delivered(streamed("x" * 4000), 4000).completion_tokens == PLAN.output_tokens_max
+
+
+def answered(
+    endpoint: Endpoint, body: dict[str, Any], *, units: dict[str, int], expected: dict[str, int] | None = None
+) -> Usage:
+    asked = replace(request(), endpoint=endpoint, stream=False, units=units, units_expected=expected or {})
+    plan = replace(PLAN, limit=0, prompt_tokens_max=0, prompt_tokens_expected=0) if units else PLAN
+    return answered_usage(body, Billed("r", asked, plan, candidate(), TokenRatio()), text_bytes=0)
+
+
+class TestUnits:
+    def test_images_bill_by_how_many_came(self) -> None:
+        body = {"data": [{"b64_json": ""}, {"b64_json": ""}]}
+        size = "image:1024x1024"
+        assert answered(IMAGES, body, units={size: 3}).units == ((size, 2),)
+        assert answered(IMAGES, {"data": body["data"] * 9}, units={size: 3}).units == ((size, 3),)
+
+    @pytest.mark.parametrize(
+        ("body", "seconds"),
+        [
+            ({"usage": {"type": "duration", "seconds": 3}}, 3),
+            ({"usage": {"seconds": 2}, "duration": 9.0}, 2),
+            ({"duration": 8.47}, 9),
+            ({"duration": "8.470000267028809"}, 9),
+            ({"duration": 0}, 0),
+            ({"duration": 10**9}, 60),
+        ],
+    )
+    def test_seconds_of_audio_bill_as_reported_rounded_up(self, body: dict[str, Any], seconds: int) -> None:
+        usage = answered(TRANSCRIPTIONS, body, units={"second": 60}, expected={"second": 30})
+        assert (usage.units, usage.estimated) == ((("second", seconds),), False)
+
+    @pytest.mark.parametrize(
+        "duration", [None, -1, True, "nan", "inf", "1e999", "soon", float("nan"), float("inf"), [], {}, "1" * 400]
+    )
+    def test_nonsense_in_place_of_seconds_is_replaced_by_what_was_expected(self, duration: Any) -> None:
+        body = {"text": "", "duration": duration}
+        usage = answered(TRANSCRIPTIONS, body, units={"second": 60}, expected={"second": 30})
+        expected = (("second", 60), False) if duration == "1" * 400 else (("second", 30), True)
+        assert (usage.units[0], usage.estimated) == expected
+
+    def test_search_units_bill_as_reported_and_never_above_what_was_held(self) -> None:
+        body = {"results": [], "meta": {"billed_units": {"search_units": 2}}}
+        assert answered(RERANK, body, units={"search_unit": 3}).units == (("search_unit", 2),)
+        assert answered(RERANK, body, units={"search_unit": 1}).units == (("search_unit", 1),)
+        missing = answered(RERANK, {"results": []}, units={"search_unit": 3}, expected={"search_unit": 1})
+        assert (missing.units, missing.estimated) == ((("search_unit", 1),), True)
+
+    def test_embeddings_bill_their_prompt_alone(self) -> None:
+        body = {"usage": {"prompt_tokens": 7, "total_tokens": 7}}
+        assert answered(EMBEDDINGS, body, units={}) == Usage(7, 0)
+        assert answered(EMBEDDINGS, {"usage": {"total_tokens": 7}}, units={}) == Usage(7, 0)
+        assert answered(EMBEDDINGS, {}, units={}) == Usage(PLAN.prompt_tokens_expected, 0, estimated=True)
+
+    def test_web_searches_bill_beside_tokens_and_never_above_what_was_held(self) -> None:
+        asked = replace(request(), units={"web_search": 2})
+        billed = Billed("r", asked, PLAN, candidate(), TokenRatio())
+        report = usage(20, 30, web_searches=5)
+        assert reported_usage(report, billed, text_bytes=9) == Usage(20, 30, units=(("web_search", 2),))
+        made = reported_usage({"web_searches": 1}, billed, text_bytes=8)
+        assert (made.units, made.estimated) == ((("web_search", 1),), True)
+        unasked = Billed("r", request(), PLAN, candidate(), TokenRatio())
+        assert reported_usage(report, unasked, text_bytes=9).units == ()
+
+
+class TestRoundsOfAStream:
+    def test_what_came_after_the_last_report_is_counted(self) -> None:
+        meter = streamed("a" * 40, {"prompt_tokens": 30, "completion_tokens": 10, "total_tokens": 40})
+        meter.read(orjson.dumps({"choices": [{"index": 0, "delta": {"content": "b" * 20}}]}))
+        ratio = TokenRatio(output=4.0)
+        assert delivered(meter, 60, ratio=ratio) == Usage(30, 15, estimated=True)
+        assert delivered(meter, 50, ratio=ratio) == Usage(30, 13, estimated=True)
+        assert delivered(meter, 20, ratio=ratio) == Usage(30, 5, estimated=True)

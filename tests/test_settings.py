@@ -12,10 +12,10 @@ from app.settings import (
     PRICES_IMPLIED,
     SANDBOX,
     ModelSettings,
+    Prices,
     ProviderSettings,
     Settings,
     SettingsError,
-    TokenPrices,
     load,
 )
 
@@ -262,16 +262,50 @@ def test_file_that_is_no_toml_is_refused(content: bytes, tmp_path: Path) -> None
     ("capability", "unit"), [(each, unit) for each, units in PRICES_IMPLIED.items() for unit in units]
 )
 def test_capability_implies_its_prices(capability: str, unit: str) -> None:
-    prices = {name: "1" for name in PRICES_IMPLIED[capability] if name != unit}
+    def priced(name: str, text: str) -> Any:
+        return {"1024x1024": text} if name == "per_image" else text
+
+    prices = {name: priced(name, "1") for name in PRICES_IMPLIED[capability] if name != unit}
     entry = {"id": "m", "context_window": 1, "max_output_tokens": 1, "capabilities": [capability]}
     with pytest.raises(ValidationError, match=rf"model 'm' can '{capability}', so price\.{unit} must be set"):
         ModelSettings.model_validate({**entry, "price": prices})
     for price in ("1", "0"):
-        assert ModelSettings.model_validate({**entry, "price": {**prices, unit: price}})
+        assert ModelSettings.model_validate({**entry, "price": {**prices, unit: priced(unit, price)}})
+
+
+@pytest.mark.parametrize("sizes", [{}, {"1024*1024": "1"}, {"big": "1"}, {"0x10": "1"}, {"1024x1024": "-1"}])
+def test_images_are_priced_by_sizes_that_are_sizes(sizes: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match=r"WIDTHxHEIGHT|negative"):
+        Prices(per_image=sizes)
+
+
+def test_prices_of_units_are_exact_to_a_pico_usd() -> None:
+    prices = Prices(per_second="0.0001", per_character="0.000000000001", per_image={"1024x1024": "0.04"})
+    assert prices.in_pico_usd() == {"second": 10**8, "character": 1, "image:1024x1024": 4 * 10**10}
+    with pytest.raises(ValidationError, match="decimal places"):
+        Prices(per_character="0.0000000000001")
+
+
+def test_what_generates_needs_its_limits() -> None:
+    with pytest.raises(ValidationError, match="needs context_window and max_output_tokens"):
+        ModelSettings.model_validate({"id": "m", "price": {"input": "1", "output": "1"}})
+    assert ModelSettings.model_validate({"id": "m", "capabilities": ["embeddings"], "price": {"input": "1"}})
+
+
+def test_model_that_searches_the_web_needs_tools_a_price_and_a_backend() -> None:
+    model = {"id": "m", "context_window": 1, "max_output_tokens": 1, "price": {"input": "1", "output": "1"}}
+    with pytest.raises(ValidationError, match=r"needs 'tools' and price\.per_web_search"):
+        ModelSettings.model_validate({**model, "web_search": True})
+    priced = {**model, "web_search": True, "capabilities": ["chat", "tools"]}
+    priced["price"] = {"input": "1", "output": "1", "per_web_search": "0.01"}
+    provider = {"name": "p", "base_url": "http://127.0.0.1:9", "models": [priced]}
+    with pytest.raises(ValidationError, match=r"search\.backend must be set"):
+        Settings.model_validate({"providers": [provider]})
+    assert Settings.model_validate({"providers": [provider], "search": {"backend": "sandbox"}})
 
 
 def test_price_may_be_zero_but_never_missing() -> None:
-    assert TokenPrices(input="0", output="0.000001").in_pico_usd() == {"input": 0, "output": 1}
+    assert Prices(input="0", output="0.000001").in_pico_usd() == {"input": 0, "output": 1}
     with pytest.raises(ValidationError, match="price"):
         ModelSettings.model_validate({"id": "m", "context_window": 1, "max_output_tokens": 1})
 

@@ -9,6 +9,7 @@ import hmac
 import os
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
 from functools import wraps
 from typing import Annotated, Any, TypeVar
 
@@ -38,6 +39,8 @@ from app.rails.key_store import KeyLimits
 from app.reconcile import ledger_check
 from app.reconcile.period import parse_moment
 from app.reconcile.price_report import model_rows, price_row
+from app.routing.defaults import wishes_of
+from app.routing.wishes import NO_WISHES, Wishes
 
 BODY_BYTES_MAX = 65_536
 BODY_DEPTH_MAX = 8
@@ -69,7 +72,10 @@ class CreditLimit(_Body):
 
 
 class Limits(_Body):
-    """A key's limits; in a change, what is left out stays and null does not limit."""
+    """A key's limits and routing; in a change, what is left out stays, and null takes away.
+
+    ``routing`` is replaced as a whole.
+    """
 
     spend_limit: Usd | None = None
     spend_limit_month: Usd | None = None
@@ -77,6 +83,11 @@ class Limits(_Body):
     tokens_per_minute: int | None = None
     models: list[str] | None = None
     expires_at: str | None = None
+    routing: dict[str, Any] | None = None
+
+    def wishes(self) -> Wishes | None:
+        """What ``routing`` says; None where it is left out. Raises `InvalidRequest`."""
+        return wishes_of(self.routing or {}) if "routing" in self.model_fields_set else None
 
     def over(self, limits: KeyLimits) -> KeyLimits:
         """``limits`` with the given ones in their place. Raises `InvalidRequest`."""
@@ -212,8 +223,8 @@ async def change_customer(request: Request) -> Response:
 async def create_key(request: Request) -> Response:
     """``POST keys``: the answer is the only place where the key ever stands."""
     body = await _body(request, NewKey)
-    limits = body.over(KeyLimits())
-    record, secret = await asyncio.to_thread(services(request).keys.create, body.customer_id, body.label, limits)
+    keys, limits, wishes = services(request).keys, body.over(KeyLimits()), body.wishes() or NO_WISHES
+    record, secret = await asyncio.to_thread(keys.create, body.customer_id, body.label, limits, routing=wishes)
     return _answer({**record.to_dict(), "key": secret}, status=201)
 
 
@@ -231,12 +242,12 @@ async def show_key(request: Request) -> Response:
 
 
 async def change_key(request: Request) -> Response:
-    """``PATCH keys/{id}``: its limits."""
+    """``PATCH keys/{id}``: its limits and its routing."""
     body = await _body(request, Limits)
-    keys, key_id = services(request).keys, request.path_params["id"]
+    keys, key_id, wishes = services(request).keys, request.path_params["id"], body.wishes()
 
     def change() -> dict[str, Any]:
-        return keys.set_limits(key_id, body.over(keys.read(key_id).limits)).to_dict()
+        return keys.set_limits(key_id, body.over(keys.read(key_id).limits), routing=wishes).to_dict()
 
     return _answer(await asyncio.to_thread(change))
 
@@ -326,6 +337,13 @@ async def list_models(request: Request) -> Response:
     return _answer({"object": "list", "data": model_rows(services(request).settings.providers)})
 
 
+async def list_providers(request: Request) -> Response:
+    """``GET providers``: how each does with each model, as this process sees it: breakers, pace, success."""
+    proxy = services(request).proxy
+    states = [state for candidates in proxy.catalog.models.values() for state in proxy.router.state(candidates)]
+    return _answer({"object": "list", "data": [asdict(state) for state in states]})
+
+
 async def list_prices(request: Request) -> Response:
     """``GET prices``: the current versions; ``history=true`` for all, of one ``model`` if given."""
     store, params = services(request).prices, request.query_params
@@ -381,6 +399,7 @@ routes = [
     _route("refunds/{id}", show_refund, "GET"),
     _route("refunds/{id}/paid", pay_refund, "POST"),
     _route("models", list_models, "GET"),
+    _route("providers", list_providers, "GET"),
     _route("prices", list_prices, "GET"),
     _route("usage", usage, "GET"),
     _route("ledger/check", check_ledger, "GET"),

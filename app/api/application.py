@@ -13,17 +13,21 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import log, metrics
-from app.api import account, admin, catalog, channels, discovery, status, topups
-from app.api.inference import ChatCompletions
+from app.api import account, admin, catalog, channels, discovery, simple_models, status, topups
+from app.api.inference import PaidEndpoint
+from app.api.paid_routes import PAID
 from app.api.problems import problem
 from app.api.services import Services
+from app.api.simple import shape_of
 from app.clock import Clock, SystemClock
 from app.errors import FareboxError, InvalidRequest, InvariantViolated, MethodNotAllowed, NotFound
 from app.ledger.ids import new_id
+from app.shapes import OPENAI
 
 EXPOSED = (
     "WWW-Authenticate, Payment-Receipt, Payment-Session, Retry-After, x-should-retry, x-request-id, "
-    "x-farebox-provider, x-farebox-cost, x-farebox-max-tokens, x-farebox-next-cursor, idempotent-replayed"
+    "x-farebox-provider, x-farebox-cost, x-farebox-max-tokens, x-farebox-next-cursor, idempotent-replayed, "
+    "id, backend"
 )
 # The wildcard is for the headers that SDKs add of themselves; it does not cover Authorization.
 ALLOWED_HEADERS = "Authorization, Content-Type, Idempotency-Key, x-api-key, Accept-Payment, Payment-Session, *"
@@ -37,7 +41,7 @@ PREFLIGHT_HEADERS = [
     (b"content-length", b"0"),
 ]
 CORS_HEADERS = [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", EXPOSED.encode())]
-STATELESS_PATHS = ("/v1/",)
+STATELESS_PATHS = ("/v1/", "/v2/", "/ai/")
 # Sent twice, one of them would be believed by us and the other by whoever stands between.
 SINGLE_HEADERS = (b"authorization", b"x-api-key", b"idempotency-key", b"content-type", b"content-encoding", b"host")
 
@@ -56,6 +60,7 @@ class Application:
         self.rest = Starlette(
             routes=[
                 *catalog.routes,
+                *simple_models.routes,
                 *account.routes,
                 *channels.routes,
                 *topups.routes,
@@ -72,8 +77,9 @@ class Application:
         """Begin to serve: called once everything is ready."""
         self.rest.state.services = found
         self._clock = found.clock
-        chat = ChatCompletions(found.proxy, found.rail, found.wallets)
-        self._paid = {"/v1/chat/completions": chat, "/v1/chat/completions/": chat}
+        for path, route in PAID.items():
+            endpoint = PaidEndpoint(found.proxy, found.rail, route, found.wallets)
+            self._paid |= {path: endpoint, path + "/": endpoint}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -81,7 +87,7 @@ class Application:
             return
         refused = self._refusal(scope)
         if refused is not None:
-            await _answer(send, *problem(refused, request_id=self._new_id()))
+            await _answer(send, *problem(refused, request_id=self._new_id(), shape=shape_of(scope["path"])))
             return
         if scope["path"].startswith(STATELESS_PATHS):
             if scope["method"] == "OPTIONS":
@@ -128,27 +134,32 @@ async def _answer(send: Send, status_code: int, headers: list[tuple[bytes, bytes
     await send({"type": "http.response.body", "body": body})
 
 
-def _response(error: FareboxError) -> Response:
-    status_code, headers, body = problem(error)
+def _response(request: Request, error: FareboxError) -> Response:
+    status_code, headers, body = problem(error, shape=shape_of(request.scope["path"]))
     response = Response(body, status_code=status_code)
     response.raw_headers = headers
     return response
 
 
-async def _handle(_request: Request, error: Exception) -> Response:
+async def _handle(request: Request, error: Exception) -> Response:
     if isinstance(error, FareboxError):
-        return _response(error)
+        return _response(request, error)
     metrics.alerts.labels("internal_error").inc()
     _log.error("request_failed", exc_info=error)
-    return _response(InvariantViolated("an internal error"))
+    return _response(request, InvariantViolated("an internal error"))
 
 
 async def _not_found(request: Request, _error: Exception) -> Response:
     # Not from `request.url`, which is made of the Host header and so of anything.
-    message = f"nothing is at {request.scope['path'][:200]!r}; there is /v1/chat/completions, /v1/models and /v1/key"
-    return _response(NotFound(message, code="unknown_path"))
+    path = request.scope["path"]
+    shape = shape_of(path)
+    there = ", ".join(known for known in PAID if shape_of(known) is shape)
+    models = "/v1/models, /v1/key" if shape is OPENAI else "/ai/models"
+    message = f"nothing is at {path[:200]!r}; there is {there}, {models}, and /openapi.json says it all"
+    return _response(request, NotFound(message, code="unknown_path"))
 
 
 async def _wrong_method(request: Request, error: Exception) -> Response:
     allowed = dict(getattr(error, "headers", None) or {}).get("Allow", "")
-    return _response(MethodNotAllowed(f"{request.method} is not allowed here; use {allowed}", allow=allowed))
+    error = MethodNotAllowed(f"{request.method} is not allowed here; use {allowed}", allow=allowed)
+    return _response(request, error)

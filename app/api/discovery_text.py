@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from app.api.discovery_document import charged_token
+from app.api import catalog
+from app.api.discovery_paid import ALIASES, SOLD, charged_token
 from app.api.discovery_prices import Models, price_lines, within
 from app.settings import ChannelSettings, Settings
 
@@ -23,12 +24,19 @@ def build(settings: Settings, models: Models) -> str:
         [
             "# Farebox",
             "",
-            f"> An LLM inference proxy that sells tokens: OpenAI's API, paid per token by {rails}.",
+            f"> An inference proxy: OpenAI's API and Cohere's rerank, paid for by what is used, by {rails}.",
             "",
             f"- Base URL for SDKs: {base}/v1" + ("" if base else " on the host that this page came from"),
-            "- Inference: `POST /v1/chat/completions`, whole or streaming, with tools; OpenAI's SDKs work unchanged.",
+            "- OpenAI's and Cohere's SDKs work unchanged; below `/ai` is a simpler shape of the same.",
             "- Every answer has `x-request-id`; one that was charged says its exact cost in USD in `usage.cost`.",
             "- With an `Idempotency-Key`, a request that is sent again gets the same answer and is charged once.",
+            "",
+            "## Endpoints",
+            "",
+            *(f"- `POST {sold.path}`: {sold.summary}" for sold in SOLD),
+            *(f"- `POST {alias}`: the same as `{path}`" for alias, path in ALIASES.items()),
+            "- `GET /v1/models`, `GET /v1/models/{id}`, `GET /ai/models`: what can be asked for",
+            "- `GET /v1/key`, `/v1/credits`, `/v1/usage`, `/v1/generations/{id}`: a key, its money, its requests",
             "",
             "## Paying",
             "",
@@ -38,7 +46,7 @@ def build(settings: Settings, models: Models) -> str:
             "",
             "## Models",
             "",
-            "USD per million tokens; a unit that is not listed costs what its kind (input or output) costs.",
+            "In USD, tokens by the million; a kind of token that is not listed costs what input or output costs.",
             "",
             within(_models(models), MODELS_CHARACTERS_MAX, separator="\n", more="- and {} more in GET /v1/models"),
             "",
@@ -70,7 +78,11 @@ def _wallet(channels: Sequence[ChannelSettings]) -> Iterator[str]:
 
 def _models(models: Models) -> Iterator[str]:
     for line, candidates in zip(price_lines(models), models.values(), strict=True):
-        model = candidates[0].model
-        also = f", also called {', '.join(model.aliases)}" if model.aliases else ""
-        can = ", ".join(model.capabilities)
-        yield f"- {line} ({can}; {model.context_window} tokens of context, {model.max_output_tokens} of output{also})"
+        shown = catalog.shown(candidates)
+        limits = [
+            f"{shown[name]} tokens of {word}"
+            for name, word in (("context_window", "context"), ("max_output_tokens", "output"))
+            if name in shown
+        ]
+        also = [f"also called {', '.join(shown['aliases'])}"] if shown["aliases"] else []
+        yield f"- {line} ({'; '.join([', '.join(shown['capabilities']), *limits, *also])})"

@@ -6,15 +6,17 @@ is finished and billed once. Nothing here awaits money: the job does.
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from starlette.types import Message, Receive, Scope, Send
 
 from app import log, metrics
-from app.api import chat_parameters
-from app.api.json_body import parse_object
+from app.admission import PaidRequest
+from app.api.incoming import Incoming, Parse
 from app.api.problems import problem
 from app.api.wallets import Wallets
 from app.deadline import Deadline
+from app.delivery import EVENT_STREAM
 from app.errors import (
     FareboxError,
     IdempotencyConflict,
@@ -26,15 +28,15 @@ from app.errors import (
     UnsupportedMediaType,
 )
 from app.ledger.ids import new_id
-from app.proxy import PaidJob, PaidRequest, Proxy
+from app.proxy import PaidJob, Proxy
 from app.rails import idempotency
 from app.rails.credential import is_payment, is_wallet
 from app.rails.credential import parse as parse_credential
 from app.rails.mpp_charge import CHARGE_INTENT
 from app.rails.rail import Rail
+from app.shapes import OPENAI, Shape
 
 STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
 ]
@@ -56,18 +58,18 @@ class AsgiClient:
     async def respond(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         self.started = True
         head = [
-            *([(b"content-type", b"application/json")] if body else []),
             (b"content-length", str(len(body)).encode()),
             *((name.encode(), value.encode("latin-1", "replace")) for name, value in headers),
         ]
         await self._send({"type": "http.response.start", "status": status, "headers": head})
         await self._send({"type": "http.response.body", "body": body})
 
-    async def begin(self, headers: list[tuple[str, str]]) -> None:
+    async def begin(self, headers: list[tuple[str, str]], *, media_type: str = EVENT_STREAM) -> None:
         self.started = True
         # What is said of a cache for this answer stands before what is said for all streams.
         general = [pair for pair in STREAM_HEADERS if pair[0].decode() not in dict(headers)]
-        head = general + [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers]
+        head = [(b"content-type", media_type.encode("latin-1", "replace")), *general]
+        head += [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers]
         await self._send({"type": "http.response.start", "status": 200, "headers": head})
 
     async def send(self, data: bytes) -> None:
@@ -77,12 +79,26 @@ class AsgiClient:
         await self._send({"type": "http.response.body", "body": b""})
 
 
-class ChatCompletions:
-    """``POST /v1/chat/completions``; with a ``Payment`` credential and no body, any method manages a channel."""
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One paid endpoint of a surface: how its bodies are read, and how its answers and errors look.
 
-    def __init__(self, proxy: Proxy, rail: Rail, wallets: Wallets | None = None) -> None:
+    ``untyped``: a body without a Content-Type is taken for what it must be.
+    """
+
+    parse: Parse
+    shape: Shape = OPENAI
+    multipart: bool = False
+    untyped: bool = False
+
+
+class PaidEndpoint:
+    """One paid path; with a ``Payment`` credential and no body, any method manages a channel."""
+
+    def __init__(self, proxy: Proxy, rail: Rail, route: Route, wallets: Wallets | None = None) -> None:
         self._proxy = proxy
         self._rail = rail
+        self._route = route
         self._wallets = wallets
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,7 +134,7 @@ class ChatCompletions:
         content = await self._content(headers, receive, typed=wallets is None)
         if wallets is not None and not content:
             raise await wallets.required(scope["path"], headers, None)
-        request = self._parsed(headers, content)
+        request = self._parsed(scope["path"], headers, content)
         if payer is None or wallets is not None:
             if self._wallets is None:
                 raise InvariantViolated("a request without a payer where no wallet is served")
@@ -136,8 +152,8 @@ class ChatCompletions:
             return None
         if scope["method"] != "POST":
             raise MethodNotAllowed(f"{scope['method'][:20]} is not allowed here; use POST", allow="POST")
-        _media_type(headers.get(b"content-type", b""))
-        request = self._parsed(headers, content)
+        self._media_type(headers)
+        request = self._parsed(scope["path"], headers, content)
         # Everything that can be refused without the payer's money is refused before it moves.
         self._proxy.make_sure_of_room()
         if credential.challenge.intent == CHARGE_INTENT:
@@ -148,21 +164,34 @@ class ChatCompletions:
 
     async def _content(self, headers: Mapping[bytes, bytes], receive: Receive, *, typed: bool) -> bytes:
         if typed:
-            _media_type(headers.get(b"content-type", b""))
-        server = self._proxy.settings.server
-        content = await read_body(receive, headers, bytes_max=server.body_bytes_max, timeout_s=server.body_timeout_s)
+            self._media_type(headers)
+        server, inference = self._proxy.settings.server, self._proxy.settings.inference
+        bytes_max = inference.upload_bytes_max if self._route.multipart else server.body_bytes_max
+        content = await read_body(receive, headers, bytes_max=bytes_max, timeout_s=server.body_timeout_s)
         if content and not typed:
-            _media_type(headers.get(b"content-type", b""))
+            self._media_type(headers)
         return content
 
-    def _parsed(self, headers: Mapping[bytes, bytes], content: bytes) -> PaidRequest:
+    def _media_type(self, headers: Mapping[bytes, bytes]) -> None:
+        value = headers.get(b"content-type", b"")
+        kind = value.split(b";", 1)[0].strip().lower()
+        if self._route.multipart:
+            if kind != b"multipart/form-data":
+                raise UnsupportedMediaType("send the body as multipart/form-data", param="Content-Type")
+        elif kind != b"application/json" and not kind.endswith(b"+json") and (kind or not self._route.untyped):
+            raise UnsupportedMediaType("send the body with Content-Type: application/json", param="Content-Type")
+
+    def _parsed(self, path: str, headers: Mapping[bytes, bytes], content: bytes) -> PaidRequest:
         key = headers.get(b"idempotency-key")
-        settings = self._proxy.settings
-        return chat_parameters.parse(
-            parse_object(content, depth_max=settings.server.body_depth_max),
-            content,
-            settings=settings,
-            idempotency_key=idempotency.parse_key(key.decode("latin-1") if key is not None else None),
+        return self._route.parse(
+            Incoming(
+                path.rstrip("/"),
+                content,
+                headers.get(b"content-type", b"").decode("latin-1"),
+                self._proxy.settings,
+                self._proxy.catalog,
+                idempotency.parse_key(key.decode("latin-1") if key is not None else None),
+            )
         )
 
     @staticmethod
@@ -188,7 +217,7 @@ class ChatCompletions:
         if started:
             return
         request_id = job.id if job else new_id("req", self._proxy.clock.now_ms())
-        status, headers, body = problem(error, request_id=request_id)
+        status, headers, body = problem(error, request_id=request_id, shape=self._route.shape)
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if head else body})
 
@@ -198,12 +227,6 @@ def _log_failure(task: asyncio.Task[None]) -> None:
     error = None if task.cancelled() else task.exception()
     if error is not None and not isinstance(error, FareboxError):
         _log.error("abandoned_request_failed", exc_info=error)
-
-
-def _media_type(value: bytes) -> None:
-    kind = value.split(b";", 1)[0].strip().lower()
-    if kind != b"application/json" and not kind.endswith(b"+json"):
-        raise UnsupportedMediaType("send the body with Content-Type: application/json", param="Content-Type")
 
 
 async def read_body(receive: Receive, headers: Mapping[bytes, bytes], *, bytes_max: int, timeout_s: float) -> bytes:

@@ -5,24 +5,17 @@ differently from the way it was priced.
 """
 
 import json
-import re
-from itertools import accumulate
 from typing import Any
 
 import orjson
 
 from app.errors import InvalidRequest
+from app.nesting import is_deep
 
 INTEGER_DIGITS_MAX = 19
 FLOAT_CHARACTERS_MAX = 64
 INTEGER_MAX = 2**63 - 1
 NAME_CHARACTERS_SHOWN = 100
-
-# A string, also one that nobody closed: what the pattern cannot match would be tried again from each quote.
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
-# Brackets as the signed bytes 1 and -1.
-_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def parse_object(content: bytes, *, depth_max: int) -> dict[str, Any]:
@@ -33,7 +26,7 @@ def parse_object(content: bytes, *, depth_max: int) -> dict[str, Any]:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"the body is not UTF-8 (byte {error.start})", code="invalid_json") from error
-    if (content.count(b"[") + content.count(b"{")) > depth_max and _depth(content) > depth_max:
+    if is_deep(content, depth_max=depth_max):
         raise InvalidRequest(f"the body is nested deeper than {depth_max} levels", code="invalid_json")
     try:
         if b"\\u" in content:
@@ -48,12 +41,6 @@ def parse_object(content: bytes, *, depth_max: int) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise InvalidRequest("the body must be a JSON object", code="invalid_json")
     return body
-
-
-def _depth(content: bytes) -> int:
-    """The deepest nesting, strings apart; counts brackets, so it is right for any valid JSON."""
-    steps = _STRING.sub(b"", content).translate(_STEPS, _NO_BRACKETS)
-    return max(accumulate(memoryview(steps).cast("b")), default=0)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

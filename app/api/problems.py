@@ -1,18 +1,18 @@
-"""Errors as the OpenAI surface says them: ``{"error": {"message", "type", "code", "param"}}``."""
+"""Errors as their surface says them; OpenAI's: ``{"error": {"message", "type", "code", "param"}}``."""
 
 import orjson
 
-from app.answer import error_body
 from app.errors import FareboxError, MethodNotAllowed, PaymentProblem
 from app.mpp.session import PROBLEMS
+from app.shapes import OPENAI, Shape
 
 Headers = list[tuple[bytes, bytes]]
 
 
-def problem(error: FareboxError, *, request_id: str | None = None) -> tuple[int, Headers, bytes]:
+def problem(error: FareboxError, *, request_id: str | None = None, shape: Shape = OPENAI) -> tuple[int, Headers, bytes]:
     """Status, headers and body of an error."""
     kind = b"application/json"
-    content: dict[str, object] = {"error": error_body(error)}
+    content: dict[str, object] = {"error": shape.error(error)}
     if isinstance(error, PaymentProblem):
         # RFC 9457, with the OpenAI error object beside it for SDKs that have no wallet.
         kind, content = b"application/problem+json", problem_details(error) | content

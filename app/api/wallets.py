@@ -6,24 +6,27 @@ from dataclasses import dataclass, replace
 
 from mpp import Credential
 
-from app.admission import PaidRequest, plan_for
+from app.admission import PaidRequest, facts_of, plan_for
 from app.delivery import Client
 from app.errors import PaymentMalformed, PaymentProblem
 from app.ledger.ids import new_id
 from app.ledger.price_store import PriceStore
-from app.money import NanoUsd, format_price_per_million
+from app.money import NanoUsd
 from app.mpp.accept import ordered
 from app.mpp.challenge import Opaque
 from app.pricing.price_book import PriceVersion
+from app.pricing.price_list import price_list
 from app.proxy import Proxy
 from app.rails.challenger import SESSION, Ask
 from app.rails.credential import channel_of
 from app.rails.mpp_charge import CHARGE_INTENT, ChargeRail
 from app.rails.mpp_session import SessionRail
 from app.rails.rail import Payer
-from app.routing.candidates import choose
+from app.routing.candidates import Candidate, eligible
 
 MANAGEMENT = frozenset({"topUp", "close"})
+# Prices that one challenge promises.
+PROMISED_MAX = 16
 TEMPO = "tempo"
 
 
@@ -57,10 +60,19 @@ class Wallets:
         problem.headers = (header, *sessions) if kept[0] == ours else (*sessions, header)
 
     def _ceiling(self, request: PaidRequest) -> NanoUsd:
-        candidates = choose(self.proxy.catalog.find(request.model), request.wishes, self.proxy.health)
+        candidates = self._candidates(request)
         settings, ratio = self.proxy.settings, self.proxy.ratio(candidates[0].model.id)
         plan = plan_for(request, candidates, ratio, inference=settings.inference, ledger=settings.ledger)
         return plan.ceiling
+
+    def _candidates(self, request: PaidRequest) -> list[Candidate]:
+        """Every provider that could serve a request, whichever will: their prices are what is promised."""
+        found = self.proxy.catalog.find(request.model)
+        ratio = self.proxy.ratio(found[0].model.id)
+        facts = facts_of(request, ratio, rail="wallet", inference=self.proxy.settings.inference)
+        fit = eligible(found, facts, request.wishes)
+        # Each is named in the challenge, and a header has its bounds.
+        return sorted(fit, key=_promised_price)[:PROMISED_MAX] if len(fit) > PROMISED_MAX else fit
 
     async def paid_once(
         self, credential: Credential, path: str, headers: Mapping[bytes, bytes], request: PaidRequest
@@ -112,12 +124,10 @@ class Wallets:
         route = path.rstrip("/")
         if request is None:
             return Ask(route, None, accept_payment)
-        candidates = choose(self.proxy.catalog.find(request.model), request.wishes, self.proxy.health)
-        price = candidates[0].price
-        description = (
-            f"{candidates[0].model.id}: {format_price_per_million(price.price('input'))} USD for input and "
-            f"{format_price_per_million(price.price('output'))} USD for output per million tokens"
-        )
+        candidates, endpoint = self._candidates(request), request.endpoint
+        tokens = (("input", endpoint.input_tokens), ("output", endpoint.output_tokens))
+        units = [*(unit for unit, billed in tokens if billed), *request.units]
+        description = price_list(candidates[0].model.id, [each.price for each in candidates], units=units)
         return Ask(route, request.content, accept_payment, tuple(each.price.id for each in candidates), description)
 
     async def _promised(self, price_ids: tuple[str, ...], request: PaidRequest) -> dict[tuple[str, str], PriceVersion]:
@@ -130,3 +140,7 @@ class Wallets:
         else:
             found = await asyncio.to_thread(self.prices.read, price_ids)
         return {(version.provider, version.model): version for version in found.values()}
+
+
+def _promised_price(candidate: Candidate) -> int:
+    return sum(candidate.price.prices.values())

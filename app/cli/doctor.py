@@ -64,6 +64,7 @@ def _lines(config: Path | None) -> Iterator[Line]:
         return
     yield Line("configuration", "ok", f"{len(settings.providers)} providers, database {_shown_url(settings)}")
     yield from _providers(settings)
+    yield from _search(settings)
     yield _admin_token(settings)
     yield from _database(settings)
 
@@ -91,9 +92,28 @@ def _providers(settings: "Settings") -> Iterator[Line]:
             yield Line(name, "warn", "serves no models", "add [[providers.models]]")
         else:
             yield Line(name, "ok", f"{len(provider.models)} models")
+        for model in provider.models:
+            if provider.adapter == "anthropic" and "reasoning" in model.capabilities and not model.hidden_reasoning:
+                advice = f"set hidden_reasoning = true for {model.id}: more thinking is billed than is shown"
+                yield Line(name, "warn", f"{model.id} thinks, and windows would not see all of it", advice)
     if all(provider.adapter == "sandbox" for provider in settings.providers):
         advice = "add [[providers]] to farebox.toml to sell real models"
         yield Line("providers", "warn", "only the built-in sandbox answers", advice)
+
+
+def _search(settings: "Settings") -> Iterator[Line]:
+    search = settings.search
+    if search.backend == "off":
+        return
+    sold = sum(model.searches for provider in settings.providers for model in provider.models)
+    if search.api_key_env and not os.environ.get(search.api_key_env):
+        advice = f"export {search.api_key_env} before `farebox serve`"
+        yield Line("web search", "fail", f"its key variable {search.api_key_env} is not set", advice)
+    elif not sold:
+        advice = "give a model the capability 'tools' and price.per_web_search"
+        yield Line("web search", "warn", f"{search.backend}, and no model may search", advice)
+    else:
+        yield Line("web search", "ok", f"{search.backend}, for {sold} models")
 
 
 def _admin_token(settings: "Settings") -> Line:

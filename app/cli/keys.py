@@ -1,5 +1,6 @@
 """``farebox keys``: make, look at, limit, rotate and revoke API keys."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,6 +11,7 @@ from app.cli.session import AsJson, Config, amount, open_books
 if TYPE_CHECKING:
     from app.clock import EpochMs
     from app.rails.key_store import KeyLimits
+    from app.routing.wishes import Wishes
 
 app = typer.Typer(help="API keys: what clients pay with.", no_args_is_help=True)
 
@@ -35,6 +37,15 @@ TokensPerMinute = Annotated[str | None, typer.Option("--tokens-per-minute", meta
 Models = Annotated[str | None, typer.Option("--models", metavar="A,B", help="The only models that it may use.")]
 Expires = Annotated[str | None, typer.Option("--expires", metavar="30d|DATE", help="When it stops: a span or a date.")]
 
+Routing = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--routing",
+        metavar="NAME=VALUE",
+        help="Of its requests that do not say it themselves, such as routing_strategy=cheapest or provider.only=a,b.",
+    ),
+]
+
 
 @app.command(epilog="Example: farebox keys create --label laptop --credit 5.00 --spend-limit-month 20")
 def create(
@@ -52,6 +63,7 @@ def create(
     tokens_per_minute: TokensPerMinute = None,
     models: Models = None,
     expires: Expires = None,
+    routing: Routing = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
@@ -61,12 +73,14 @@ def create(
         from app.ledger.transfer import GRANT
         from app.rails import funds
         from app.rails.key_store import KeyLimits
+        from app.routing.wishes import NO_WISHES
 
         now = books.clock.now_ms()
         given = _given(
             spend_limit, spend_limit_month, requests_per_minute, tokens_per_minute, models=models, expires=expires
         )
         limits = _limits(KeyLimits(), given, now=now)
+        wishes = _routing(NO_WISHES, routing or ())
         granted = amount(credit, param="--credit") if credit is not None else None
         keys, customers = books.keys(), books.customers()
         customer_id = customers.read(customer).id if customer else customers.create(label).id
@@ -82,7 +96,7 @@ def create(
                     at=now,
                 )
             )
-        key, secret = keys.create(customer_id, label, limits)
+        key, secret = keys.create(customer_id, label, limits, routing=wishes)
         balance = customers.read(customer_id).balance()
         body = {**key.to_dict(), "key": secret, "available": balance["available"]}
         shown = {
@@ -112,7 +126,7 @@ def list_keys(
 
 @app.command()
 def show(key_id: KeyId, config: Config = None, as_json: AsJson = False) -> None:
-    """Show one key's limits and what it spent."""
+    """Show one key's limits, its routing and what it spent."""
     with open_books(config) as books:
         body = books.keys().read(key_id).to_dict()
         emit(body, as_json=as_json, text=record(body))
@@ -128,17 +142,20 @@ def limit(
     tokens_per_minute: TokensPerMinute = None,
     models: Models = None,
     expires: Expires = None,
+    routing: Routing = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change a key's limits; those left out stay, and `none` takes one away."""
+    """Change a key's limits and routing; those left out stay, and `none` takes one away."""
     with open_books(config) as books:
         keys = books.keys()
         given = _given(
             spend_limit, spend_limit_month, requests_per_minute, tokens_per_minute, models=models, expires=expires
         )
-        limits = _limits(keys.read(key_id).limits, given, now=books.clock.now_ms())
-        body = keys.set_limits(key_id, limits).to_dict()
+        old = keys.read(key_id)
+        limits = _limits(old.limits, given, now=books.clock.now_ms())
+        wishes = _routing(old.routing, routing) if routing else None
+        body = keys.set_limits(key_id, limits, routing=wishes).to_dict()
         emit(body, as_json=as_json, text=record(body))
 
 
@@ -197,6 +214,36 @@ def _limits(old: "KeyLimits", given: dict[str, str], *, now: "EpochMs") -> "KeyL
         else:
             changed[name] = _whole(text, param=name)
     return replace(old, **changed)
+
+
+def _routing(old: "Wishes", given: Iterable[str]) -> "Wishes":
+    """The old wishes with the given ones in their place; ``none`` alone takes all away."""
+    from app.errors import InvalidRequest
+    from app.routing.defaults import parameters_of, wishes_of
+
+    parameters = parameters_of(old)
+    provider: dict[str, Any] = parameters.pop("provider", {})
+    for text in given:
+        name, equals, value = text.partition("=")
+        if text == UNLIMITED:
+            parameters, provider = {}, {}
+            continue
+        if not equals:
+            raise InvalidRequest(f"--routing takes NAME=VALUE, or {UNLIMITED}; not {text!r}", param="--routing")
+        member = name.removeprefix("provider.")
+        (parameters if member == name else provider)[member] = _routing_value(member, value.strip())
+    return wishes_of({**parameters, "provider": provider}, param="--routing")
+
+
+def _routing_value(name: str, text: str) -> Any:
+    """As JSON would have it: a text that is none of this is left to be refused by name."""
+    if text == UNLIMITED:
+        return None
+    if name in ("order", "only", "ignore"):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if text in ("true", "false"):
+        return text == "true"
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 12 else text
 
 
 def _whole(text: str, *, param: str) -> int:

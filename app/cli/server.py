@@ -21,7 +21,8 @@ def serve(
     devnet: Annotated[
         bool,
         typer.Option(
-            "--devnet", help="Run a local chain beside it, unless channels are configured: pay with play money."
+            "--devnet",
+            help="To try everything: where none is configured, a local chain with play money, and made-up web search.",
         ),
     ] = False,
     as_json: AsJson = False,
@@ -30,7 +31,11 @@ def serve(
 
     Example: farebox serve --config farebox.toml
     """
+    from app.settings import SearchSettings
+
     settings = load_settings(config)
+    if devnet and settings.search.backend == "off":
+        settings = settings.model_copy(update={"search": SearchSettings(backend="sandbox")})
     if devnet and not settings.mpp.channels:
         _serve_with_devnet(settings)
     else:

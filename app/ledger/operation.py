@@ -101,6 +101,8 @@ class Outcome:
     error_code: str | None
     first_token_ms: int | None
     duration_ms: int
+    # What is no token, as the JSON object of its column.
+    units: str | None = None
 
 
 @dataclass(slots=True)

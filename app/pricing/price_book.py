@@ -1,29 +1,22 @@
-"""What a token costs: billable units, usage, and the price version that a request pins.
+"""What a unit costs: billable units, usage, and the price version that a request pins.
 
-A unit without a price of its own bills at its parent's; nothing that was used is ever free by omission.
+A kind of token without a price of its own bills at its parent's. Any other unit (an image of one size, a
+second, a character, a search) without a price is not sold: nothing that was used is ever free by omission.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from app.money import NanoUsd, PicoUsd, cost_nano_usd
-
-PARENT: Mapping[str, str] = {
-    "cached_input": "input",
-    "cache_write": "input",
-    "audio_input": "input",
-    "reasoning": "output",
-    "audio_output": "output",
-}
-ROOTS = ("input", "output")
-UNITS = (*ROOTS, *PARENT)
+from app.units import PARENT, ROOTS
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one request, OpenAI's way: totals that include their details.
+    """What one request used. Tokens are OpenAI's way: totals that include their details.
 
-    ``estimated`` marks our own count, where the provider reported none.
+    ``units`` are pairs of a unit that is no token and how many were used; ``estimated`` marks our own count,
+    where the provider reported none.
     """
 
     prompt_tokens: int
@@ -34,6 +27,7 @@ class Usage:
     reasoning_tokens: int = 0
     audio_output_tokens: int = 0
     estimated: bool = False
+    units: tuple[tuple[str, int], ...] = ()
 
     @property
     def plain(self) -> bool:
@@ -44,6 +38,7 @@ class Usage:
             or self.audio_input_tokens
             or self.reasoning_tokens
             or self.audio_output_tokens
+            or self.units
         )
 
     @property
@@ -51,7 +46,7 @@ class Usage:
         return self.prompt_tokens + self.completion_tokens
 
     def by_unit(self) -> dict[str, int]:
-        """Tokens by billable unit; the totals' details are taken out of them, so nothing bills twice.
+        """Amounts by billable unit; the totals' details are taken out of them, so nothing bills twice.
 
         Details may overlap (cached audio is reported as both): a token bills as the first of them here.
         """
@@ -66,12 +61,14 @@ class Usage:
         for unit, reported in details.items():
             tokens[unit] = min(reported, tokens[PARENT[unit]])
             tokens[PARENT[unit]] -= tokens[unit]
+        for unit, amount in self.units:
+            tokens[unit] = tokens.get(unit, 0) + amount
         return tokens
 
 
 @dataclass(frozen=True, slots=True)
 class PriceVersion:
-    """One immutable version of a provider's price for a model, in pico-USD per token."""
+    """One immutable version of a provider's price for a model, in pico-USD per unit."""
 
     id: str
     provider: str
@@ -97,10 +94,16 @@ class PriceVersion:
         own = self.prices.get(unit)
         return own if own is not None else self.prices[PARENT[unit]]
 
+    def sells(self, units: Iterable[str]) -> bool:
+        """Whether every one of these units has a price."""
+        return all(unit in self.prices or PARENT.get(unit) in self.prices for unit in units)
+
     def charge(self, usage: Usage) -> NanoUsd:
         """What the payer owes for ``usage``, rounded up once."""
         if usage.plain:
             prices = self.prices
+            if not usage.completion_tokens:
+                return cost_nano_usd(((usage.prompt_tokens, prices["input"]),)) if usage.prompt_tokens else NanoUsd(0)
             return cost_nano_usd(((usage.prompt_tokens, prices["input"]), (usage.completion_tokens, prices["output"])))
         return cost_nano_usd((tokens, self.price(unit)) for unit, tokens in usage.by_unit().items() if tokens)
 
@@ -116,7 +119,9 @@ class PriceVersion:
         """Reported units that billed at their parent's price: worth an operator's look."""
         if usage.plain:
             return ()
-        return tuple(unit for unit, tokens in usage.by_unit().items() if tokens and unit not in self.prices)
+        return tuple(
+            unit for unit, tokens in usage.by_unit().items() if tokens and unit in PARENT and unit not in self.prices
+        )
 
     def dearest(self, root: str, *, audio: bool) -> PicoUsd:
         """The highest price a token under ``root`` can have, with or without audio."""

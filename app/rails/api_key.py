@@ -42,4 +42,11 @@ class ApiKeyRail:
         identity = self._keys.cached(secret) or await asyncio.to_thread(self._keys.identify, secret)
         if identity is None:
             raise AuthenticationFailed("the API key is not known here; it may have been revoked or mistyped")
-        return Payer(identity.account_id, identity.customer_id, identity.key_id, identity.key_hash, secret)
+        return Payer(
+            identity.account_id,
+            identity.customer_id,
+            identity.key_id,
+            identity.key_hash,
+            secret,
+            routing=identity.routing,
+        )

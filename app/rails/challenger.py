@@ -193,11 +193,6 @@ def snapshot(known: Known) -> dict[str, Any]:
     return fields
 
 
-def price_text(model: str, *, input_price: str, output_price: str) -> str:
-    """The price list of one request, for ``description``."""
-    return f"{model}: {input_price} USD in, {output_price} USD out, per million tokens"
-
-
 def usd(amount: NanoUsd) -> str:
     """An amount as problems say it."""
     return f"{format_usd(amount)} USD"

@@ -22,12 +22,16 @@ from app.ledger.account import customer_account
 from app.ledger.ids import new_id
 from app.money import AMOUNT_NANO_USD_MAX, ZERO, NanoUsd, format_usd
 from app.rails.label import checked_label, may_be_id
+from app.routing.defaults import parameters_of, wishes_of
+from app.routing.wishes import NO_WISHES, Wishes
 from app.tables import api_keys, customers
 
 SECRET_PREFIX = "sk-fb-"  # noqa: S105 - what every key begins with is no secret
 SECRET_BYTES = 32
 SECRET_CHARACTERS = len(SECRET_PREFIX) + 43
 IDENTITIES_MAX = 8192
+# What was changed by another process (a key's routing) is seen after so long.
+IDENTITY_S_MAX = 10.0
 KEYS_LISTED_MAX = 1000
 MODELS_MAX = 1000
 RATE_MAX = 10**12
@@ -74,6 +78,7 @@ class KeyIdentity:
     key_hash: str
     customer_id: str
     account_id: str
+    routing: Wishes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,7 @@ class KeyRecord:
     created_at_ms: EpochMs
     revoked_at_ms: EpochMs | None
     limits: KeyLimits
+    routing: Wishes
     spent: NanoUsd
     held: NanoUsd
     spent_month: NanoUsd
@@ -110,6 +116,7 @@ class KeyRecord:
             "spend_limit_month": _usd(limits.spend_limit_month),
             "requests_per_minute": limits.requests_per_minute,
             "tokens_per_minute": limits.tokens_per_minute,
+            "routing": parameters_of(self.routing) or None,
             "spent": format_usd(self.spent),
             "spent_month": format_usd(self.spent_month),
             "held": format_usd(self.held),
@@ -119,8 +126,8 @@ class KeyRecord:
 class KeyStore:
     """Makes, finds and changes API keys. ``pepper`` is the secret that keys are hashed with.
 
-    `identify` remembers who a secret belongs to, for at most `IDENTITIES_MAX` keys and never for
-    unknown ones. A remembered identity grants nothing by itself: every hold checks the hash, the
+    `identify` remembers who a secret belongs to for `IDENTITY_S_MAX`, for at most `IDENTITIES_MAX` keys and
+    never for unknown ones. A remembered identity grants nothing by itself: every hold checks the hash, the
     revocation and the limits again in the database, so a revoked or rotated key buys nothing in any
     process from the moment of that commit. What answers without a hold uses `authenticate`.
     """
@@ -129,29 +136,39 @@ class KeyStore:
         self._engine = engine
         self._clock = clock
         self._pepper = pepper
-        self._identities: OrderedDict[str, KeyIdentity] = OrderedDict()
+        # With the monotonic time at which each was read.
+        self._identities: OrderedDict[str, tuple[KeyIdentity, float]] = OrderedDict()
         self._lock = threading.Lock()
 
     def cached(self, secret: str) -> KeyIdentity | None:
         """The remembered identity, without a look at the database."""
         key_hash = self._hash(secret)
         with self._lock:
-            identity = self._identities.get(key_hash)
-            if identity is not None:
-                self._identities.move_to_end(key_hash)
-        return identity
+            known = self._identities.get(key_hash)
+            if known is None or self._clock.monotonic_s() - known[1] >= IDENTITY_S_MAX:
+                return None
+            self._identities.move_to_end(key_hash)
+        return known[0]
 
     def identify(self, secret: str) -> KeyIdentity | None:
         """Who the key belongs to; None if it is unknown or revoked."""
         identity = self.cached(secret)
         if identity is not None:
             return identity
-        row = self._find(secret)
+        read_s, row = self._clock.monotonic_s(), self._find(secret)
         if row is None or row.revoked_at_ms is not None:
             return None
-        identity = KeyIdentity(row.id, row.hash, row.customer_id, customer_account(row.customer_id))
+        routing = _wishes(row.routing)
+        identity = KeyIdentity(
+            row.id,
+            row.hash,
+            row.customer_id,
+            customer_account(row.customer_id),
+            routing if routing != NO_WISHES else None,
+        )
         with self._lock:
-            self._identities[identity.key_hash] = identity
+            self._identities[identity.key_hash] = identity, read_s
+            self._identities.move_to_end(identity.key_hash)
             while len(self._identities) > IDENTITIES_MAX:
                 self._identities.popitem(last=False)
         return identity
@@ -183,7 +200,9 @@ class KeyStore:
             condition &= api_keys.c.customer_id == customer_id
         return self._select(condition, limit=min(limit, KEYS_LISTED_MAX))
 
-    def create(self, customer_id: str, label: str, limits: KeyLimits) -> tuple[KeyRecord, str]:
+    def create(
+        self, customer_id: str, label: str, limits: KeyLimits, *, routing: Wishes = NO_WISHES
+    ) -> tuple[KeyRecord, str]:
         """A new key and its secret, which is not kept. Raises `NotFound` for an unknown customer."""
         now = self._clock.now_ms()
         self._check_expiry(limits, now=now)
@@ -197,6 +216,7 @@ class KeyStore:
             "created_at_ms": now,
             "revoked_at_ms": None,
             **_limit_columns(limits),
+            "routing": _routing_column(routing),
             **dict.fromkeys(("spent", "held", "spent_month", "minute_requests", "minute_tokens", "version"), 0),
             "month": month_of(now),
             "minute": now // MS_PER_MINUTE,
@@ -221,10 +241,14 @@ class KeyStore:
             self._forget(self._change(key_id, revoked_at_ms=self._clock.now_ms()))
         return self.read(key_id)
 
-    def set_limits(self, key_id: str, limits: KeyLimits) -> KeyRecord:
-        """Replace all of a key's limits; they hold from the next hold on. Raises `NotFound`."""
+    def set_limits(self, key_id: str, limits: KeyLimits, *, routing: Wishes | None = None) -> KeyRecord:
+        """Replace all of a key's limits; they hold from the next hold on. Raises `NotFound`.
+
+        And its routing, if given: that holds here at once, and after `IDENTITY_S_MAX` in other processes.
+        """
         self._check_expiry(limits, now=self._clock.now_ms())
-        self._change(key_id, **_limit_columns(limits))
+        columns: dict[str, Any] = {"routing": _routing_column(routing)} if routing is not None else {}
+        self._forget(self._change(key_id, **_limit_columns(limits), **columns))
         return self.read(key_id)
 
     def _change(self, key_id: str, *, refuse_revoked: bool = False, **columns: Any) -> str:
@@ -282,6 +306,7 @@ class KeyStore:
                 models=tuple(orjson.loads(row.models)) if row.models is not None else None,
                 expires_at_ms=row.expires_at_ms,
             ),
+            routing=_wishes(row.routing),
             spent=NanoUsd(row.spent),
             held=NanoUsd(row.held),
             spent_month=NanoUsd(row.spent_month) if this_month else ZERO,
@@ -312,6 +337,14 @@ def _usd(amount: NanoUsd | None) -> str | None:
 
 def _moment(at: EpochMs | None) -> str | None:
     return to_rfc3339(at) if at is not None else None
+
+
+def _wishes(text: str | None) -> Wishes:
+    return wishes_of(orjson.loads(text)) if text is not None else NO_WISHES
+
+
+def _routing_column(routing: Wishes) -> str | None:
+    return orjson.dumps(parameters_of(routing)).decode() if routing != NO_WISHES else None
 
 
 def _limit_columns(limits: KeyLimits) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from app.ledger.budget import KeyCondition
 from app.rails.session import Session
+from app.routing.wishes import Wishes
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class Payer:
     receipt: str | None = None
     # What only a payer by channel has: a voucher that was presented, receipts, and pauses.
     session: Session | None = field(default=None, repr=False)
+    # What the operator says of routing for a key, where its requests say nothing.
+    routing: Wishes | None = None
 
     def condition(self, *, model: str, tokens: int) -> KeyCondition | None:
         """What a hold needs of this payer's key, if it pays by key."""

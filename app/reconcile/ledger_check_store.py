@@ -135,6 +135,7 @@ class LedgerSnapshot:
                 audio_input_tokens=row.audio_input_tokens,
                 reasoning_tokens=row.reasoning_tokens,
                 audio_output_tokens=row.audio_output_tokens,
+                units=tuple(orjson.loads(row.units).items()) if row.units else (),
             )
             yield PricedOutcome(row.request_id, row.status, row.price_version_id, usage, row.price, row.cost)
 

@@ -5,6 +5,8 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import orjson
+
 from app.clock import EpochMs, to_rfc3339
 from app.money import NanoUsd, format_usd
 from app.reconcile.usage_store import Attempt, RequestUsage, UsageSum
@@ -29,6 +31,7 @@ _OF_REQUEST = (
     "completion_tokens",
     "reasoning_tokens",
     "audio_output_tokens",
+    "units",
     "estimated",
     "cost",
     "finish_reason",
@@ -71,6 +74,7 @@ def request_row(usage: RequestUsage, *, operator: bool) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "reasoning_tokens": usage.reasoning_tokens,
         "audio_output_tokens": usage.audio_output_tokens,
+        "units": orjson.loads(usage.units) if usage.units else {},
         "estimated": usage.estimated,
         "cost": format_usd(usage.charged),
         "finish_reason": usage.finish_reason,
@@ -142,7 +146,7 @@ def to_csv(rows: Iterable[Mapping[str, Any]], *, columns: Sequence[str]) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    text = "" if value is None else str(value)
+    text = "" if value is None else orjson.dumps(value).decode() if isinstance(value, dict) else str(value)
     return f"'{text}" if text.startswith(FORMULA_STARTS) else text
 
 

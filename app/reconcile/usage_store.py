@@ -55,6 +55,7 @@ class RequestUsage:
     completion_tokens: int
     reasoning_tokens: int
     audio_output_tokens: int
+    units: str | None
     estimated: bool
     price: NanoUsd
     charged: NanoUsd

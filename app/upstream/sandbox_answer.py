@@ -1,33 +1,25 @@
-"""What the sandbox answers: from a call and its script to finished choices and what they are billed as.
+"""What the sandbox writes, in a chat or as a completion: finished choices and what they are billed as.
 
 Pure: the same call gets the same answer. Pacing and failing are `app.upstream.sandbox`'s.
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any, Literal
 
+from app.endpoints import COMPLETIONS
 from app.upstream.provider import Call
-from app.upstream.sandbox_script import Script, refused
-from app.upstream.sandbox_text import (
-    TOKEN_BYTES,
-    byte_count,
-    example_value,
-    message_text,
-    prose,
-    quoted,
-    token_count,
-)
+from app.upstream.sandbox_request import Asked, count, prompts_of
+from app.upstream.sandbox_script import Script, parse, refused
+from app.upstream.sandbox_text import TOKEN_BYTES, byte_count, example_value, message_text, prose, quoted, token_count
+from app.upstream.sandbox_tools import ToolCall, opening, tools_called
 
 DEFAULT_TOKENS = 60
 DEFAULT_REASONING_TOKENS = 32
 REASONING_TOKENS: Mapping[str, int] = {"minimal": 4, "low": 16, "medium": 32, "high": 64, "xhigh": 128}
 CHOICES_MAX = 128
 _JSON_WRAPPER_TOKENS = 4  # {"answer":""}, begun
-_DIGEST_BYTES = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,48 +92,47 @@ def _usage(prompt: int, completion: int, *, cached: int = 0, reasoning: int = 0)
 ZERO_USAGE: Mapping[str, Any] = _usage(0, 0)
 
 
-def last_user_text(body: Mapping[str, Any]) -> str:
-    """The text of the last user message, where the script is."""
-    users = (message for message in reversed(body["messages"]) if message.get("role") == "user")
-    return message_text(next(users, {}))
-
-
-def answer(call: Call, script: Script, prompt: str) -> Answer:
-    """The answer to ``prompt``, the last user text without its script. Raises `UpstreamError`."""
+def answer(call: Call, asked: Asked) -> Answer:
+    """The answer to what was asked. Raises `UpstreamError`."""
     body = call.body
-    count = body.get("n") or 1
-    if not isinstance(count, int) or not 1 <= count <= CHOICES_MAX:
-        raise refused(f"'n' must be between 1 and {CHOICES_MAX}")
-    spoken = [message_text(message) for message in body["messages"]]
+    is_completion = call.endpoint == COMPLETIONS.name
+    number = count(body, "n", default=1, most=CHOICES_MAX)
+    if is_completion:
+        spoken = prompts_of(body)
+        prompts = [parse(prompt)[1] for prompt in spoken]
+    else:
+        spoken = [message_text(message) for message in body["messages"]]
+        prompts = [asked.text]
+    if number * len(prompts) > CHOICES_MAX:
+        raise refused(f"'n' for each prompt makes more than {CHOICES_MAX} choices")
     prompt_tokens = max(1, -(-sum(map(byte_count, spoken)) // TOKEN_BYTES))
-    digest = prompt_digest(body, call.upstream_model)
     return Answer(
-        id=f"chatcmpl-sandbox-{digest}",
+        id=f"{'cmpl' if is_completion else 'chatcmpl'}-sandbox-{asked.digest}",
         prompt_tokens=prompt_tokens,
-        cached_tokens=min(script.cached, prompt_tokens),
-        choices=tuple(_choice(call, script, prompt, digest, index=index) for index in range(count)),
-        reported_tokens=script.lie,
+        cached_tokens=min(asked.script.cached, prompt_tokens),
+        choices=tuple(
+            _choice(call, asked, prompts[index // number], index=index) for index in range(number * len(prompts))
+        ),
+        reported_tokens=asked.script.lie,
     )
 
 
-def prompt_digest(body: Mapping[str, Any], model: str) -> str:
-    """What "the same prompt" means: model, messages and seed."""
-    identity = json.dumps([model, body["messages"], body.get("seed")], default=str)
-    return blake2b(identity.encode(), digest_size=_DIGEST_BYTES).hexdigest()
-
-
-def _choice(call: Call, script: Script, prompt: str, digest: str, *, index: int) -> Choice:
+def _choice(call: Call, asked: Asked, prompt: str, *, index: int) -> Choice:
+    script, body = asked.script, call.body
     budget = call.output_limit + script.overrun
     hidden = min(script.hidden, budget)
-    seed = f"{prompt}\n{call.body.get('seed')}\n{index}"
-    reasoning = _reasoning(call.body, script, seed)
+    seed = f"{prompt}\n{body.get('seed')}\n{index}"
+    is_chat = call.endpoint != COMPLETIONS.name
+    # A completion has no place for reasoning.
+    reasoning = _reasoning(body, script, seed) if is_chat else []
     left = budget - hidden - sum(token_count(part.text) for part in reasoning)
-    tools = _tools_called(call.body, prompt)
+    tools = tools_called(body, script, prompt, seed=seed) if is_chat else []
     if tools and not script.overrun:
-        natural, spoken = "tool_calls", _tool_parts(tools, seed, f"{digest}-{index}")
+        natural, spoken = "tool_calls", _tool_parts(tools, f"{asked.digest}-{index}")
     else:
         tokens = max(left, 0) if script.overrun else script.tokens
-        natural, spoken = "stop", [_content(call.body, prompt, seed, tokens)]
+        start = opening(body, prompt) if is_chat else f"You wrote: {quoted(prompt)}."
+        natural, spoken = "stop", [_content(body, start, seed, tokens)]
     parts, was_cut = _fitted([*reasoning, *spoken], budget - hidden)
     finish = script.finish or ("length" if was_cut or script.overrun else natural)
     return Choice(index, parts, finish, hidden)
@@ -168,57 +159,25 @@ def _reasoning(body: Mapping[str, Any], script: Script, seed: str) -> list[Part]
     return [Part("reasoning", prose("Let me think:", tokens=tokens, seed=f"{seed}\nreasoning"))] if tokens else []
 
 
-def _content(body: Mapping[str, Any], prompt: str, seed: str, tokens: int | None) -> Part:
+def _content(body: Mapping[str, Any], start: str, seed: str, tokens: int | None) -> Part:
     wanted = DEFAULT_TOKENS if tokens is None else tokens
-    results = _tool_results(body)
-    opening = f"The tool answered: {quoted(results)}." if results is not None else f"You said: {quoted(prompt)}."
     layout = body.get("response_format") or {}
     kind = layout.get("type") if isinstance(layout, Mapping) else None
     if kind == "json_schema":
         schema = (layout.get("json_schema") or {}).get("schema") or {}
         return Part("content", json.dumps(example_value(schema, seed=seed)))
     if kind == "json_object":
-        inner = prose(opening, tokens=max(wanted - _JSON_WRAPPER_TOKENS, 1), seed=seed)
+        inner = prose(start, tokens=max(wanted - _JSON_WRAPPER_TOKENS, 1), seed=seed)
         return Part("content", json.dumps({"answer": inner}, separators=(",", ":")))
-    return Part("content", _stopped(prose(opening, tokens=wanted, seed=seed), body.get("stop")))
+    return Part("content", _stopped(prose(start, tokens=wanted, seed=seed), body.get("stop")))
 
 
 def _stopped(text: str, stop: Any) -> str:
     """The text before the first stop sequence in it."""
     stops = [stop] if isinstance(stop, str) else stop or ()
-    ends = [text.find(word) for word in stops if word]
+    ends = [text.find(each) for each in stops if each]
     return text[: min((end for end in ends if end >= 0), default=len(text))]
 
 
-def _tool_results(body: Mapping[str, Any]) -> str | None:
-    """What tools answered after the last user message; none did: nothing."""
-    results: list[str] = []
-    for message in reversed(body["messages"]):
-        if message.get("role") == "user":
-            break
-        if message.get("role") == "tool":
-            results.append(message_text(message))
-    return "; ".join(reversed(results)) if results else None
-
-
-def _tools_called(body: Mapping[str, Any], prompt: str) -> list[Mapping[str, Any]]:
-    tools = [tool["function"] for tool in body.get("tools") or () if tool.get("type") == "function"]
-    choice = body.get("tool_choice") or "auto"
-    if not tools or choice == "none" or _tool_results(body) is not None:
-        return []
-    if isinstance(choice, Mapping) and choice.get("type") == "function":
-        wanted = (choice.get("function") or {}).get("name")
-        return [tool for tool in tools if tool.get("name") == wanted][:1]
-    called = [tool for tool in tools if re.search(rf"(?<!\w){re.escape(str(tool.get('name')))}(?!\w)", prompt)]
-    if not called and (choice == "required" or "use the tool" in prompt.casefold()):
-        called = tools[:1]
-    return called[:1] if body.get("parallel_tool_calls") is False else called
-
-
-def _tool_parts(tools: Sequence[Mapping[str, Any]], seed: str, digest: str) -> list[Part]:
-    parts = []
-    for position, tool in enumerate(tools):
-        schema = {"type": "object", "properties": {}, **(tool.get("parameters") or {})}
-        arguments = json.dumps(example_value(schema, seed=f"{seed}\n{position}"), separators=(",", ":"))
-        parts.append(Part("tool", arguments, str(tool.get("name")), f"call_{digest}-{position}"))
-    return parts
+def _tool_parts(calls: Sequence[ToolCall], digest: str) -> list[Part]:
+    return [Part("tool", call.arguments, call.name, f"call_{digest}-{position}") for position, call in enumerate(calls)]

@@ -5,6 +5,10 @@ counts as prompt like every other byte::
 
     [[sandbox tokens=200 tps=50 fail=status:503 times=1]]
 
+So may the ``prompt`` of a completion or an image, the ``input`` of embeddings and of speech (of several texts
+the first that has one), the ``query`` of a rerank, and the ``prompt`` or the file name of a transcription. Keys that an
+endpoint has no use for are let be.
+
 Length and pace
     ``tokens=N``     length of the answer's text in tokens (not of tool calls or of a JSON schema's value)
     ``reasoning=N``  reasoning tokens that are streamed before it, whatever ``reasoning_effort`` says
@@ -16,11 +20,22 @@ Length and pace
     ``first_ms=N``   time to the first event
     ``silent_ms=N``  silence after ``after=M`` tokens (0)
 
+What is said
+    ``search=N``     N rounds of one web search each before the text, where the request has a function
+                     ``web_search``; without it one round if the text says "search the web" or names it
+    ``say=WORDS``    what a transcription hears, with ``_`` for spaces
+
+A token of speech is the sound of 4 characters. ``tokens``, ``tps`` and ``after`` hold for it, for chat and
+for completions; of a transcription ``tokens`` is the length of the text.
+
 Usage
     ``usage=chunk|none|zero|cumulative|beside``  a last chunk with empty ``choices`` (the default); none at all;
                      explicit zeros; so far, in each chunk and the last one; in the chunk with the last finish reason
     ``cached=N``     cached prompt tokens, at most the prompt
-    ``lie=N``        N completion tokens are reported, whatever was sent
+    ``lie=N``        N completion tokens are reported, whatever was sent; of embeddings N prompt tokens, of a rerank
+                     N search units, of a transcription N seconds; and N images are made (128 at most)
+
+``usage=none`` also leaves out a rerank's ``billed_units`` and a transcription's ``duration``.
 
 Failures
     ``fail=connect``      no connection
@@ -32,10 +47,12 @@ Failures
     ``after=N``           fail in mid-stream after N tokens of all choices together
     ``times=N``           fail the first N attempts of the same prompt in this process, then answer
     ``at=NAME``           fail at the provider of that name alone
+    ``round=N``           fail in the Nth round alone, where tools were called N - 1 times since the user spoke;
+                          without it each round fails, and ``times`` counts each round's own attempts
 
 ``cut`` and ``error_event`` without ``after`` come before the first event. Where there is no stream, a
-failure in mid-stream is an answer that was interrupted. A key or value that is not listed is refused
-with 400.
+failure in mid-stream is an answer that was interrupted; so is speech that is cut, because HTTP shows it.
+A key or value that is not listed is refused with 400.
 """
 
 import math
@@ -44,7 +61,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from app.upstream.provider import UpstreamError
+from app.upstream.provider import UNUSABLE, UpstreamError
 
 COUNT_MAX = 1_000_000
 RETRY_AFTER_S = 1
@@ -76,6 +93,9 @@ class Script:
     after: int | None = None
     times: int | None = None
     at: str | None = None
+    round: int | None = None
+    search: int | None = None
+    say: str | None = None
 
     @property
     def fails_in_stream(self) -> bool:
@@ -127,7 +147,7 @@ def failure(kind: str) -> UpstreamError:
     if status == 429:
         return UpstreamError("rate_limited", message, status=status, retry_after_s=RETRY_AFTER_S)
     if status in _OPERATORS_FAULT:
-        return UpstreamError("refused", message, status=status)
+        return UpstreamError("refused", UNUSABLE, status=status)
     if status in _CALLERS_FAULT:
         return UpstreamError("rejected", message, status=status, fail_over=False, callers_fault=True)
     return UpstreamError("server_error", message, status=status)
@@ -184,4 +204,7 @@ _KEYS: Mapping[str, Callable[[str], Any]] = {
     "after": _count,
     "times": _positive,
     "at": _word,
+    "round": _positive,
+    "search": _count,
+    "say": _word,
 }

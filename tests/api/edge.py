@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from random import Random
 
 import httpx
 from sqlalchemy import Engine
@@ -18,7 +19,7 @@ from app.rails.customer_store import CustomerStore
 from app.rails.key_store import KeyStore
 from app.reconcile.usage_store import UsageStore
 from app.routing.candidates import Catalog
-from app.routing.health import Health
+from app.routing.router import Router
 from app.settings import ServerSettings, Settings
 from tests.clocks import FakeClock
 from tests.reconcile.books import PEPPER
@@ -40,7 +41,8 @@ async def edge(engine: Engine, clock: FakeClock) -> AsyncIterator[httpx.AsyncCli
         clock=clock,
         journal=journal,
         catalog=Catalog([]),
-        health=Health(clock, cooldown_s=1),
+        router=Router(clock, Random(1), settings.inference),
+        search=None,
         owner_id="own_edge",
         pepper=PEPPER,
     )

@@ -89,6 +89,20 @@ async def test_a_change_of_limits_leaves_the_others(client: httpx.AsyncClient) -
     assert changed["expires_at"] == "2030-01-01T00:00:00.000Z"
 
 
+async def test_routing_of_a_key_is_replaced_as_a_whole(client: httpx.AsyncClient) -> None:
+    customer_id = await customer_with(client, "5.00")
+    routing = {"routing_strategy": "fastest", "provider": {"only": ["a"]}}
+    made = await created(client, "/keys", {"customer_id": customer_id, "routing": routing})
+    path = f"{API}/keys/{made['id']}"
+    assert made["routing"] == routing
+    assert (await client.patch(path, json={"requests_per_minute": 5})).json()["routing"] == routing
+    other = {"allow_external": False}
+    assert (await client.patch(path, json={"routing": other})).json()["routing"] == other
+    assert (await client.patch(path, json={"routing": None})).json()["routing"] is None
+    answer = await client.patch(path, json={"routing": {"provider": {"only": "a"}}})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "routing.provider.only")
+
+
 async def test_rotation_and_revocation_stop_a_key_at_once(client: httpx.AsyncClient) -> None:
     customer_id = await customer_with(client, "5.00")
     made = await created(client, "/keys", {"customer_id": customer_id})
@@ -311,7 +325,7 @@ async def test_models_and_prices_are_shown_per_million_tokens(
     )
     clock.advance(1000)
     books.prices.sync([SANDBOX.model_copy(update={"models": (dearer,)})])
-    (current,) = (await client.get(f"{API}/prices")).json()["data"]
+    (current,) = (await client.get(f"{API}/prices?model=sandbox/echo")).json()["data"]
     assert (current["version"], current["price"]["input"]) == (2, "0.11")
     history = (await client.get(f"{API}/prices?history=true&model=sandbox/echo")).json()["data"]
     assert [(row["version"], row["added_at"]) for row in history] == [

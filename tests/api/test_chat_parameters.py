@@ -10,12 +10,16 @@ from hypothesis import strategies as st
 
 from app.admission import PaidRequest
 from app.api import chat_parameters
-from app.api.chat_parameters import CHECKS, REFUSED, ROUTING
-from app.errors import InvalidRequest
+from app.api.chat_parameters import CHECKS, OURS
+from app.api.parameters import REFUSED
+from app.api.routing_parameters import ROUTING
+from app.endpoints import CHAT
+from app.errors import InvalidRequest, NotFound
 from app.routing.candidates import NO_WISHES
-from app.settings import InferenceSettings, Settings
+from app.settings import InferenceSettings, SearchSettings, Settings
+from tests.api.paid_models import SETTINGS, incoming
 
-SETTINGS = Settings(inference=InferenceSettings(media_hosts=("images.example",)))
+PATH = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
 TOOL = {"type": "function", "function": {"name": "fare", "parameters": {"type": "object"}}}
 IMAGE = "data:image/png;base64,iVBORw0KGgo="
@@ -72,17 +76,17 @@ WRONG: dict[str, list[Any]] = {
     "timeout_ms": [0, 30_001, 1.5, "1", True],
     "provider": ["openai", [], 1],
     "messages": [None, [], {}, "Hello", HELLO * 10_001],
+    "web_search": ["auto", 1, []],
+    "web_search_options": [True, [], "medium"],
 }
 NOT_OFFERED: dict[str, list[Any]] = {
-    "best_of": [2, 0, "1"],
+    "best_of": [2, 0, "1", True],
     "models": [["a", "b"], "a"],
     "route": ["fallback"],
     "service_tier": ["flex", "priority", 1],
-    "store": [True, "false"],
+    "store": [True, "false", 0],
     "metadata": [{"a": "b"}],
     "plugins": [[{"id": "web"}]],
-    "web_search": [True, "auto"],
-    "web_search_options": [{"search_context_size": "medium"}, {}],
     "background": [True],
     "prediction": [{"type": "content", "content": "x"}],
     "transforms": [["middle-out"]],
@@ -97,7 +101,7 @@ NOT_OFFERED: dict[str, list[Any]] = {
 
 def parse(settings: Settings = SETTINGS, /, **parameters: Any) -> PaidRequest:
     body = {"model": "m", "messages": HELLO, **parameters}
-    return chat_parameters.parse(body, orjson.dumps(body), settings=settings, idempotency_key=None)
+    return chat_parameters.parse(incoming(PATH, body, settings=settings))
 
 
 def refused(**parameters: Any) -> InvalidRequest:
@@ -293,7 +297,7 @@ def test_lower_of_two_price_ceilings_counts() -> None:
 def test_members_of_provider_that_are_null_are_left_out() -> None:
     nothing = dict.fromkeys(("order", "only", "ignore", "sort", "max_price", "allow_fallbacks", "zdr"))
     found = parse(provider=nothing).wishes
-    assert (found.order, found.max_input, found.allow_fallbacks) == ((), None, True)
+    assert (found.order, found.max_input, found.allow_fallbacks) == ((), None, None)
 
 
 # The prompt's size.
@@ -383,6 +387,140 @@ def test_message_that_is_wrong_is_named(message: Any, param: str) -> None:
     assert refused(messages=[*HELLO, message]).param == param
 
 
+# What a model must be able to do.
+
+
+def test_request_is_one_of_chat() -> None:
+    request = parse()
+    assert (request.endpoint, request.path, request.needs, dict(request.units)) == (CHAT, PATH, frozenset(), {})
+
+
+@pytest.mark.parametrize(
+    ("parameters", "needs"),
+    [
+        ({"tools": [TOOL]}, {"tools"}),
+        ({"tools": []}, set()),
+        ({"functions": [{"name": "fare"}]}, {"tools"}),
+        ({"messages": user({"type": "image_url", "image_url": IMAGE})}, {"vision"}),
+        ({"messages": user({"type": "input_audio", "input_audio": {"data": "AAAA"}})}, {"audio"}),
+        ({"modalities": ["text", "audio"]}, {"audio"}),
+        ({"modalities": ["text"]}, set()),
+        ({"web_search": True}, {"tools"}),
+    ],
+)
+def test_request_needs_what_it_uses(parameters: dict[str, Any], needs: set[str]) -> None:
+    assert parse(**parameters).needs == needs
+
+
+def test_model_that_cannot_chat_is_refused() -> None:
+    assert (refused(model="embeds").param, refused(model="embeds").code) == ("model", "model_not_capable")
+
+
+def test_unknown_model_is_not_found() -> None:
+    with pytest.raises(NotFound):
+        parse(model="nobody")
+
+
+# Web search.
+
+LONDON = {"type": "approximate", "approximate": {"country": "gb", "city": "London", "region": "x", "timezone": "y"}}
+
+
+def test_search_is_a_bounded_number_of_searches() -> None:
+    request = parse(web_search=True)
+    assert request.units == {"web_search": SETTINGS.search.searches_max}
+    assert request.search is not None
+    assert (request.search.results, request.search.country, request.search.safesearch) == (5, None, "moderate")
+    assert (request.search.rounds_max, request.search.result_bytes_max) == (3, 1200)
+    assert not {"web_search", "web_search_options"} & set(request.body)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "searching"),
+    [
+        ({}, False),
+        ({"web_search": None}, False),
+        ({"web_search": False}, False),
+        ({"web_search": True}, True),
+        ({"web_search_options": {}}, True),
+        ({"web_search": False, "web_search_options": {"safesearch": "off"}}, False),
+        ({"model": "searches"}, True),
+        ({"model": "searches", "web_search": False}, False),
+        ({"model": "chats"}, False),
+        # A default is nobody's wish: it steps back.
+        ({"model": "searches", "n": 2}, False),
+        ({"model": "searches", "tools": [{"type": "function", "function": {"name": "web_search"}}]}, False),
+    ],
+)
+def test_model_searches_where_it_is_asked_to_or_does_so_by_default(parameters: dict[str, Any], searching: bool) -> None:
+    request = parse(**parameters)
+    assert (request.search is not None) is searching
+    assert ("web_search" in request.units) is searching
+
+
+def test_nobody_searches_where_search_is_off() -> None:
+    off = Settings(inference=InferenceSettings(), search=SearchSettings())
+    assert parse(off, model="searches").search is None
+    with pytest.raises(InvalidRequest, match=r"search\.backend") as caught:
+        parse(off, web_search=True)
+    assert caught.value.param == "web_search"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "word"),
+    [
+        ({"model": "chats"}, "chats"),
+        ({"n": 2}, "n = 1"),
+        ({"tools": [TOOL, {"type": "function", "function": {"name": "web_search"}}]}, "tool"),
+        ({"tools": [{"type": "custom", "custom": {"name": "web_search"}}]}, "tool"),
+        ({"tools": [{"function": {"name": "web_search"}}]}, "tool"),
+        ({"functions": [{"name": "web_search"}]}, "tool"),
+    ],
+)
+def test_search_that_cannot_be_is_refused_with_its_reason(parameters: dict[str, Any], word: str) -> None:
+    error = refused(web_search=True, **parameters)
+    assert (error.param, error.code) == ("web_search", "unsupported_parameter")
+    assert word in error.message
+    assert refused(web_search_options={}, **parameters).param == "web_search_options"
+
+
+def test_search_options_are_within_the_operators_bounds() -> None:
+    options = {"search_context_size": "high", "user_location": LONDON, "safesearch": "strict", "accept_language": "en"}
+    found = parse(web_search_options=options).search
+    assert found is not None
+    assert (found.results, found.country, found.safesearch, found.language) == (10, "GB", "strict", "en")
+    low = parse(web_search_options={"search_context_size": "low", "user_location": None}).search
+    assert low is not None
+    assert (low.results, low.country) == (3, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"search_context_size": "huge"}, "search_context_size"),
+        ({"search_context_size": 5}, "search_context_size"),
+        ({"safesearch": True}, "safesearch"),
+        ({"unknown": 1}, "unknown"),
+        ({"accept_language": "en\r\nX: y"}, "accept_language"),
+        ({"accept_language": ""}, "accept_language"),
+        ({"accept_language": "é"}, "accept_language"),
+        ({"accept_language": "a" * 101}, "accept_language"),
+        ({"accept_language": ["en"]}, "accept_language"),
+        ({"user_location": "US"}, "user_location"),
+        ({"user_location": {"type": "exact"}}, "user_location.type"),
+        ({"user_location": {"country": "US"}}, "user_location.country"),
+        ({"user_location": {"approximate": "US"}}, "user_location.approximate"),
+        ({"user_location": {"approximate": {"country": "USA"}}}, "user_location.approximate.country"),
+        ({"user_location": {"approximate": {"country": "ÀÉ"}}}, "user_location.approximate.country"),
+        ({"user_location": {"approximate": {"country": 1}}}, "user_location.approximate.country"),
+        ({"user_location": {"approximate": {"city": ["x"]}}}, "user_location.approximate.city"),
+        ({"user_location": {"approximate": {"latitude": "1"}}}, "user_location.approximate.latitude"),
+    ],
+)
+def test_search_option_that_is_wrong_is_named(options: dict[str, Any], param: str) -> None:
+    assert refused(web_search=True, web_search_options=options).param == f"web_search_options.{param}"
+
+
 # Anything at all.
 
 names = st.sampled_from(
@@ -399,6 +537,8 @@ names = st.sampled_from(
         "max_price",
         "prompt",
         "sort",
+        "approximate",
+        "country",
     ]
 ) | st.text(st.characters(codec="utf-8"), max_size=4)
 json_values = st.recursive(
@@ -428,12 +568,12 @@ messages_ = st.lists(
 def test_any_object_is_a_request_or_an_invalid_request(body: dict[str, Any], messages: Any) -> None:
     sent = {"model": "m", "messages": messages, **body}
     try:
-        request = chat_parameters.parse(dict(sent), b"", settings=SETTINGS, idempotency_key=None)
-    except InvalidRequest as error:
+        request = chat_parameters.parse(incoming(PATH, sent))
+    except (InvalidRequest, NotFound) as error:
         named = error.param
     else:
         assert orjson.dumps(request.body)
-        assert not set(request.body) & {*ROUTING, *REFUSED}
+        assert not set(request.body) & {*OURS, *REFUSED}
         assert request.choices >= 1
         return
     assert named

@@ -6,9 +6,9 @@ import json
 import pytest
 
 from app import errors
-from app.answer import error_body
 from app.api.problems import problem
 from app.errors import FareboxError, MethodNotAllowed, PaymentProblem
+from app.shapes import OPENAI
 
 ALL = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, FareboxError)]
 CLASSES = [kind for kind in ALL if not issubclass(kind, PaymentProblem)]
@@ -64,7 +64,7 @@ def test_what_an_error_knows_is_said() -> None:
     assert status == 402
     assert dict(headers)[b"retry-after"] == b"3"
     assert b"x-request-id" not in dict(headers)
-    assert json.loads(body)["error"] == {**error_body(error), "available": "0.10", "code": "c", "param": "p"}
+    assert json.loads(body)["error"] == {**OPENAI.error(error), "available": "0.10", "code": "c", "param": "p"}
 
 
 def test_text_that_is_not_ascii_is_said() -> None:

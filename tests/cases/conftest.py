@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from app.settings import InferenceSettings
 from tests.cases import channel
 from tests.devnet_fixtures import TempoChain
 from tests.dialects.server import DialectServer
@@ -56,6 +57,20 @@ def shop(
         server={"silence_comment_s": 0.1},
         ledger={"window_tokens_min": WINDOW_TOKENS, "window_growth": 1},
     ) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def resting(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FareboxServer]:
+    """A real server process that leaves failing providers alone, as servers do."""
+    folder = tmp_path_factory.mktemp("resting")
+    url = f"sqlite:///{shutil.copy(sqlite_template, folder / 'farebox.db')}"
+    names = {"first": ["failing"], "refusing": ["refused", "refused/too"]}
+    providers = [sandbox(name, models=[model(each) for each in models]) for name, models in names.items()]
+    providers.append(sandbox("second", models=[model(each) for models in names.values() for each in models]))
+    usual = InferenceSettings()
+    rests = {"breaker_requests_min": usual.breaker_requests_min, "rest_s_max": usual.rest_s_max}
+    with FareboxServer(folder, database_url=url, providers=providers, inference=rests) as server:
         yield server
 
 

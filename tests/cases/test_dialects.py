@@ -31,6 +31,8 @@ STREAM_COSTS = {
     "cookie": REPORTED,
     "slow_head:50": REPORTED,
     "flood:1000": owed(prompt=11, output=1000),
+    "openrouter": REPORTED,
+    "llama": REPORTED,
 }
 # Only a stream can be refused its options, and only a stream has framing.
 WHOLE_COSTS = {**STREAM_COSTS, "strict": REPORTED, "flood:1000": REPORTED}
@@ -115,6 +117,9 @@ def test_stream_that_fails_in_the_middle_ends_in_an_error_and_costs_what_was_del
         ("status:401", "refused"),
         ("status:429", "rate_limited"),
         ("status:503", "server_error"),
+        ("quota", "refused"),
+        ("gemini_key", "refused"),
+        ("no_credit", "refused"),
         ("huge_event", None),
     ],
 )
@@ -127,7 +132,8 @@ def test_upstream_that_never_answers_costs_nothing(
     assert answer.status_code == 502
     error = answer.json()["error"]
     assert (error["code"], error["attempts"]) == (FAILED, 1)
-    assert all(secret not in answer.text for secret in (answers.SECRET_KEY, answers.SECRET_ACCOUNT, answers.SECRET_URL))
+    secrets = (answers.SECRET_KEY, answers.SECRET_ACCOUNT, answers.SECRET_URL, "quota", "credit", "key")
+    assert all(secret not in answer.text for secret in secrets)
     assert charge(farebox, payer) == 0
     assert [name for name, _ in attempts(farebox, payer)] == ["dialects"]
     if result is not None:
@@ -137,7 +143,8 @@ def test_upstream_that_never_answers_costs_nothing(
 
 
 @pytest.mark.parametrize(
-    ("dialect", "streams"), [("notjson", True), ("notjson", False), ("cut", False), ("cut_clean", False)]
+    ("dialect", "streams"),
+    [("notjson", True), ("notjson", False), ("deep", True), ("deep", False), ("cut", False), ("cut_clean", False)],
 )
 def test_answer_that_is_no_completion_costs_nothing(dialect: str, streams: bool, farebox: FareboxServer) -> None:
     payer = farebox.payer()
@@ -161,9 +168,14 @@ def test_answer_past_the_bound_is_stopped_and_costs_nothing(
 
 
 @pytest.mark.parametrize("streams", [False, True])
-def test_refusal_of_the_request_itself_is_the_callers_and_costs_nothing(farebox: FareboxServer, streams: bool) -> None:
+@pytest.mark.parametrize(
+    "dialect", ["status:400", "openrouter_moderated", "openrouter_handed_on", "vllm_old", "llama_too_long"]
+)
+def test_refusal_of_the_request_itself_is_the_callers_and_costs_nothing(
+    dialect: str, farebox: FareboxServer, streams: bool
+) -> None:
     payer = farebox.payer()
-    answer = whole(farebox, payer, "dialect/status:400", stream=streams)
+    answer = whole(farebox, payer, f"dialect/{dialect}", stream=streams)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "upstream_rejected")
     assert answer.headers["x-should-retry"] == "false"
     assert charge(farebox, payer) == 0

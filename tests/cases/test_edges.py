@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from app.settings import ModelSettings, ProviderSettings, TokenPrices
+from app.settings import ModelSettings, Prices, ProviderSettings
 from tests.api.raw import JSON, Connection, ask, assert_nothing_charged, chat, head, post
 from tests.cases.chat import charge, eventually, owed, stream, whole
 from tests.cases.edge import UPSTREAM_KEY, Edge, edge
@@ -20,10 +20,12 @@ __all__ = ["edge"]
 
 PROMPT = "the prompt says halibut-4711"
 OURS = {
+    "backend",
     "cache-control",
     "content-length",
     "content-type",
     "date",
+    "id",
     "retry-after",
     "transfer-encoding",
     "x-accel-buffering",
@@ -125,7 +127,7 @@ def test_model_name_cannot_become_a_header(name: str, edge: Edge) -> None:
 def test_provider_and_model_names_that_are_no_header_are_no_setting(name: str) -> None:
     with pytest.raises(ValueError, match="name"):
         ProviderSettings(name=name, adapter="sandbox")
-    price = TokenPrices(input="1", output="1")
+    price = Prices(input="1", output="1")
     if name not in {"a b", "-a", "a" * 64}:
         with pytest.raises(ValueError, match=r"id|printable"):
             ModelSettings(id=name, context_window=1, max_output_tokens=1, price=price)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.cases.chat import (
@@ -28,7 +29,7 @@ from tests.cases.chat import (
 from tests.cases.conftest import AMBIGUOUS
 from tests.dialects import answers
 from tests.dialects.server import GATED_AFTER, DialectServer
-from tests.serving import FareboxServer, Payer
+from tests.serving import ADMIN_TOKEN, FareboxServer, Payer
 
 BEFORE_GATE = "".join(answers.CONTENT[:GATED_AFTER])
 REPORTED = owed(prompt=answers.USAGE.prompt, output=answers.USAGE.completion)
@@ -249,7 +250,6 @@ class TestReports:
 class TestFallback:
     @pytest.mark.parametrize(
         ("name", "failure", "result"),
-        # A provider that failed is passed over for this model, so each case has a model of its own.
         [
             ("both/0", "fail=connect", "connect"),
             ("both/1", "fail=status:503", "server_error"),
@@ -263,7 +263,7 @@ class TestFallback:
     ) -> None:
         payer, content = shop.payer(), f"[[sandbox tokens=10 {failure} at=first]]" + PROMPT
         name = f"{name}/stream" if streams else name
-        answer = whole(shop, payer, name, content=content, stream=streams)
+        answer = whole(shop, payer, name, content=content, stream=streams, provider={"order": ["first"]})
         assert answer.status_code == 200
         assert answer.headers["x-farebox-provider"] == "second"
         prompt = sandbox_prompt(content)
@@ -274,18 +274,39 @@ class TestFallback:
         assert attempts(shop, payer) == [("first", result), ("second", "ok")]
         shop.assert_green()
 
-    def test_provider_that_failed_is_passed_over_for_a_while(self, shop: FareboxServer) -> None:
-        payer, content = shop.payer(), "[[sandbox tokens=1 fail=connect at=first]]" + PROMPT
-        for _ in range(2):
-            assert whole(shop, payer, "both/4", content=content).status_code == 200
-        tried = attempts(shop, payer)
-        assert tried == [("first", "connect"), ("second", "ok"), ("second", "ok")]
-        shop.wait_settled(payer)
-        shop.assert_green()
+    def test_provider_that_failed_is_passed_over_for_a_while(self, resting: FareboxServer) -> None:
+        payer, content = resting.payer(), "[[sandbox tokens=1 fail=connect at=first]]" + PROMPT
+        for _ in range(7):
+            answer = whole(resting, payer, "failing", content=content, provider={"order": ["first"]})
+            assert answer.status_code == 200
+        tried = attempts(resting, payer)
+        assert tried == [("first", "connect"), ("second", "ok")] * 5 + [("second", "ok")] * 2
+        resting.wait_settled(payer)
+        resting.assert_green()
+
+    def test_provider_that_refuses_our_account_is_left_alone_with_all_its_models(self, resting: FareboxServer) -> None:
+        payer, content = resting.payer(), "[[sandbox tokens=1 fail=status:402 at=refusing]]" + PROMPT
+        before = alerts(resting, "provider_refused_us")
+        for name in ("refused", "refused", "refused/too"):
+            answer = whole(resting, payer, name, content=content, provider={"order": ["refusing"]})
+            assert (answer.status_code, answer.headers["x-farebox-provider"]) == (200, "second")
+        assert attempts(resting, payer) == [("refusing", "refused"), *[("second", "ok")] * 3]
+        assert alerts(resting, "provider_refused_us") == before + 1
+        alone = whole(resting, payer, "refused", content=PROMPT, provider={"only": ["refusing"]})
+        assert (alone.status_code, alone.json()["error"]["code"]) == (503, "providers_resting")
+        assert 1 <= int(alone.headers["retry-after"]) <= 60
+        shown = httpx.get(
+            f"{resting.url}/admin/api/providers", headers={"Authorization": f"Bearer {ADMIN_TOKEN}"}, timeout=TIMEOUT_S
+        )
+        breakers = {(row["provider"], row["model"]): (row["breaker"], row["why"]) for row in shown.json()["data"]}
+        assert breakers["refusing", "refused/too"] == ("open", "refused")
+        assert breakers["second", "refused"] == ("closed", "")
+        resting.wait_settled(payer)
+        resting.assert_green()
 
     def test_no_fallback_once_content_was_delivered(self, shop: FareboxServer) -> None:
         payer, content = shop.payer(), "[[sandbox tokens=10 fail=error_event after=4 at=first]]" + PROMPT
-        found = stream(shop, payer, "both/5", content=content)
+        found = stream(shop, payer, "both/5", content=content, provider={"order": ["first"]})
         assert found.error is not None
         assert found.error["code"] == "upstream_interrupted"
         assert not found.done
@@ -304,7 +325,7 @@ class TestFallback:
         assert whole(shop, shop.payer(), "ok").status_code == 200
         shared_dialects.clear()
         name = f"ambiguous/{failure}/stream" if streams else f"ambiguous/{failure}"
-        answer = whole(shop, payer, name, stream=streams, timeout_ms=300)
+        answer = whole(shop, payer, name, stream=streams, timeout_ms=300, provider={"order": ["dialects"]})
         # A stream that was silent for long has begun with a comment, and says the error as an event.
         begun = answer.status_code == 200 and streams and failure == "slow_head"
         assert begun or answer.status_code == 502

@@ -55,6 +55,32 @@ async def test_tasks_share_one_channel(edge: Edge, wallet_for: MakeWallet) -> No
     assert_shared(edge, REQUESTS)
 
 
+def test_what_another_request_signs_in_between_is_no_claim_of_the_server(edge: Edge, wallet_for: MakeWallet) -> None:
+    wallet = wallet_for(edge)
+
+    def ask(transport: httpx.BaseTransport | None = None) -> int:
+        paying = PayingTransport(wallet, transport=transport, raises=True)
+        with httpx.Client(transport=paying, timeout=TIMEOUT) as http:
+            return http.post(f"{edge.url}/chat/completions", json=ASK).status_code
+
+    class Overtaken(httpx.HTTPTransport):
+        """Lets two other requests pass when a voucher is on its way."""
+
+        others: list[int] | None = None
+
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            if "authorization" in request.headers and self.others is None:
+                self.others = [ask(), ask()]
+            return super().handle_request(request)
+
+    assert ask() == 200
+    overtaken = Overtaken()
+    # The server refuses the voucher that was overtaken, and says what it has accepted from the others.
+    assert ask(overtaken) == 200
+    assert overtaken.others == [200, 200]
+    assert_shared(edge, 4)
+
+
 async def test_request_that_is_cancelled_while_it_opens_lets_the_next_one_in(
     edge: Edge, wallet_for: MakeWallet
 ) -> None:

@@ -1,4 +1,4 @@
-"""A real HTTP server that answers ``POST /v1/chat/completions`` as upstreams in the wild do.
+"""A real HTTP server that answers ``POST /v1/chat/completions``, and the other endpoints, as upstreams in the wild do.
 
 The model in the body chooses the dialect; some take a parameter after a colon::
 
@@ -11,7 +11,11 @@ The model in the body chooses the dialect; some take a parameter after a colon::
     slow_head[:MS]  gated                                  wait for `Recorded.release` (or MS) before the head; after
                                                            three chunks
     status:N  redirect  cookie  notjson  huge_body         answers that are no stream
+    deep                                                   JSON that is nested absurdly deep
     reset  hangup                                          the connection is reset, or closed, without an answer
+    openrouter llama ... (`tests.dialects.endpoints`)      what some of them say differently
+
+Those of the other endpoints stand in `tests.dialects.endpoints`; failures that are no endpoint's own are spoken on all.
 
 Run it by hand: ``python -m tests.dialects.server [PORT]``.
 """
@@ -24,14 +28,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Self
 
-from tests.dialects import answers
+from tests.dialects import answers, endpoints
 from tests.dialects.answers import event
+from tests.dialects.endpoints import DONE, Dialect
 from tests.dialects.wire import HEAD_BYTES_MAX, ClientLeft, Recorded, Reply, Watched, read_request
 
 PATH = "/v1/chat/completions"
-DONE = event(b"[DONE]")
 START_S_MAX = 10.0
 GATED_AFTER = 3
+# Far past where parsers recurse too deep.
+DEEP_LEVELS = 100_000
 BLOCK_BYTES = 1 << 16
 FLOOD_BLOCK_EVENTS = 100
 ODD_HEADERS = (
@@ -43,8 +49,6 @@ ODD_HEADERS = (
     ("WWW-Authenticate", "Payment forged"),
     ("Cache-Control", "public, max-age=31536000"),
 )
-
-Dialect = Callable[[Reply, str, bool], Awaitable[None]]
 
 
 class DialectServer:
@@ -190,12 +194,14 @@ async def _answer(reply: Reply) -> None:
     if recorded.method == "GET" and recorded.path == "/v1/models":
         models = [{"id": name, "object": "model", "owned_by": "dialects"} for name in sorted(DIALECTS)]
         return await reply.json({"object": "list", "data": models})
-    dialect, _, parameter = recorded.model.partition(":")
-    if recorded.method != "POST" or recorded.path not in {PATH, "/v1/elsewhere"} or dialect not in DIALECTS:
-        error = {"message": f"Nothing is called {recorded.model!r} here", "type": "invalid_request_error"}
+    model = endpoints.model_of(recorded)
+    dialect, _, parameter = model.partition(":")
+    spoken = {PATH: DIALECTS, "/v1/elsewhere": DIALECTS, **endpoints.ENDPOINTS}.get(recorded.path, {})
+    if recorded.method != "POST" or not (dialect in spoken or (spoken and dialect in FAILURES)):
+        error = {"message": f"Nothing is called {model!r} here", "type": "invalid_request_error"}
         return await reply.json({"error": error | {"param": "model", "code": "model_not_found"}}, status=404)
-    stream = recorded.body.get("stream") is True
-    await DIALECTS[dialect](reply, parameter, stream)
+    stream = isinstance(recorded.body, dict) and recorded.body.get("stream") is True
+    await (spoken.get(dialect) or FAILURES[dialect])(reply, parameter, stream)
 
 
 def _chunks(reply: Reply, dialect: str) -> list[bytes]:
@@ -381,6 +387,16 @@ async def _notjson(reply: Reply, _: str, stream: bool) -> None:
     await reply.whole(b"<!doctype html><title>502</title><h1>Bad gateway at 10.1.2.3</h1>", "text/html")
 
 
+async def _deep(reply: Reply, _: str, stream: bool) -> None:
+    nested = b"[" * DEEP_LEVELS + b"]" * DEEP_LEVELS
+    content = b'{"choices": [], "extra": ' + nested + b"}"
+    if not stream:
+        await reply.whole(content, "application/json")
+        return
+    await reply.begin()
+    await reply.write(b"data: " + content + b"\n\n")
+
+
 async def _reset(reply: Reply, _: str, stream: bool) -> None:
     reply.hang_up(reset=True)
 
@@ -389,7 +405,20 @@ async def _hangup(reply: Reply, _: str, stream: bool) -> None:
     reply.hang_up()
 
 
+# These are no endpoint's own.
+FAILURES: Mapping[str, Dialect] = {
+    "status": _status,
+    "redirect": _redirect,
+    "notjson": _notjson,
+    "deep": _deep,
+    "huge_body": _huge_body,
+    "slow_head": _slow_head,
+    "reset": _reset,
+    "hangup": _hangup,
+}
 DIALECTS: Mapping[str, Dialect] = {
+    **FAILURES,
+    **endpoints.CHAT,
     **{name: _plain(name) for name in ("ok", "azure", "vllm", "gemini", "mistral", "deepseek", "none", "zero", "big")},
     "strict": _refusing("strict", "stream_options"),
     "strict_limit": _refusing("strict_limit", "max_tokens"),
@@ -404,16 +433,9 @@ DIALECTS: Mapping[str, Dialect] = {
     "cr": _odd_lines("cr", b"\r"),
     "bytewise": _bytewise,
     "huge_event": _huge_event,
-    "huge_body": _huge_body,
     "flood": _flood,
-    "slow_head": _slow_head,
     "gated": _gated,
-    "status": _status,
-    "redirect": _redirect,
     "cookie": _cookie,
-    "notjson": _notjson,
-    "reset": _reset,
-    "hangup": _hangup,
 }
 
 

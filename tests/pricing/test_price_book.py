@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.money import PicoUsd
-from app.pricing.price_book import PARENT, ROOTS, UNITS, PriceVersion, Usage
+from app.pricing.price_book import PriceVersion, Usage
+from app.units import FLAT_UNITS, IMAGE_UNIT, PARENT, ROOTS, UNITS
 
 TOKENS = st.integers(0, 10**7)
 USAGES = st.builds(
@@ -76,6 +79,31 @@ def test_a_price_of_zero_is_a_price() -> None:
 def test_usage_that_no_price_covers_is_an_error_and_not_free() -> None:
     with pytest.raises(KeyError):
         version(pico(input=1000)).charge(Usage(1, 1))
+    for unit in (*FLAT_UNITS, f"{IMAGE_UNIT}1024x1024"):
+        with pytest.raises(KeyError):
+            version(pico(input=1000, output=1000)).charge(Usage(0, 0, units=((unit, 1),)))
+
+
+@given(usage=USAGES, prices=PRICES, units=st.dictionaries(st.sampled_from(FLAT_UNITS), TOKENS), price=PRICE)
+def test_what_is_no_token_bills_beside_the_tokens(
+    usage: Usage, prices: dict[str, PicoUsd], units: dict[str, int], price: PicoUsd
+) -> None:
+    flat = version(prices | dict.fromkeys(FLAT_UNITS, price))
+    both = flat.charge(replace(usage, units=tuple(units.items())))
+    apart = flat.charge(Usage(0, 0, units=tuple(units.items())))
+    # Each is rounded up once; together they are rounded once.
+    assert 0 <= flat.charge(usage) + apart - both <= 1
+
+
+def test_an_image_bills_by_its_size() -> None:
+    prices = version({"image:1024x1024": PicoUsd(40_000_000_000), "image:1792x1024": PicoUsd(80_000_000_000)})
+    assert prices.charge(Usage(0, 0, units=(("image:1792x1024", 2),))) == 160_000_000
+    assert prices.sells(["image:1024x1024", "image:1792x1024"])
+    assert not prices.sells(["image:512x512"])
+
+
+def test_embeddings_bill_without_a_price_of_output() -> None:
+    assert version(pico(input=1000)).charge(Usage(7, 0)) == 7
 
 
 @given(USAGES, PRICES, TOKENS, TOKENS)

@@ -11,10 +11,12 @@ from app.ledger.account import REVENUE
 from app.ledger.budget import KeyCondition
 from app.ledger.journal_store import JournalStore
 from app.ledger.operation import Admit, Admitted, Refused, Result
-from app.money import NanoUsd
+from app.money import NanoUsd, PicoUsd
 from app.rails import key_store
+from app.rails.api_key import ApiKeyRail
 from app.rails.customer_store import CustomerStore
 from app.rails.key_store import KeyIdentity, KeyLimits, KeyStore
+from app.routing.wishes import NO_WISHES, Wishes
 from app.tables import api_keys
 from tests.clocks import FakeClock
 
@@ -285,3 +287,62 @@ def test_keys_are_listed_by_customer_and_in_pages(
     assert [key.id for key in keys.list(customer_id)] == mine
     assert [key.id for key in keys.list(customer_id, after=mine[0], limit=1)] == mine[1:2]
     assert len(keys.list()) == 6
+
+
+# Routing.
+
+WISHES = Wishes(strategy="cheapest", max_input=PicoUsd(500_000), max_output=PicoUsd(10_000), only=("a",))
+
+
+def test_routing_is_kept_and_comes_with_the_identity(keys: KeyStore, customer_id: str) -> None:
+    record, secret = keys.create(customer_id, "k", KeyLimits(), routing=WISHES)
+    identity = keys.identify(secret)
+    assert identity is not None
+    assert (record.routing, keys.read(record.id).routing, identity.routing) == (WISHES,) * 3
+    assert record.to_dict()["routing"] == {
+        "routing_strategy": "cheapest",
+        "max_input_price_per_million": 50,
+        "max_output_price_per_million": 1,
+        "provider": {"only": ["a"]},
+    }
+
+
+def test_key_without_routing_has_none(engine: Engine, keys: KeyStore, customer_id: str) -> None:
+    record, secret = keys.create(customer_id, "k", KeyLimits())
+    identity = keys.identify(secret)
+    assert identity is not None
+    assert identity.routing is None
+    assert record.to_dict()["routing"] is None
+    with engine.connect() as connection:
+        assert connection.execute(select(api_keys.c.routing)).scalar_one() is None
+
+
+def test_routing_is_changed_with_limits_only_where_it_is_given(keys: KeyStore, customer_id: str) -> None:
+    record, secret = keys.create(customer_id, "k", KeyLimits(), routing=WISHES)
+    assert keys.identify(secret) is not None
+    assert keys.set_limits(record.id, KeyLimits(requests_per_minute=5)).routing == WISHES
+    assert keys.set_limits(record.id, KeyLimits(), routing=NO_WISHES).routing == NO_WISHES
+    identity = keys.identify(secret)
+    assert identity is not None
+    assert identity.routing is None
+
+
+def test_routing_changed_by_another_process_is_seen_soon(
+    engine: Engine, clock: FakeClock, keys: KeyStore, customer_id: str
+) -> None:
+    record, secret = keys.create(customer_id, "k", KeyLimits())
+    assert keys.identify(secret) is not None
+    KeyStore(engine, clock, PEPPER).set_limits(record.id, KeyLimits(), routing=WISHES)
+    clock.advance(int(key_store.IDENTITY_S_MAX * 1000) - 1)
+    assert keys.cached(secret) is not None
+    clock.advance(1)
+    assert keys.cached(secret) is None
+    identity = keys.identify(secret)
+    assert identity is not None
+    assert identity.routing == WISHES
+
+
+async def test_payer_of_a_key_brings_its_routing(keys: KeyStore, customer_id: str) -> None:
+    _, secret = keys.create(customer_id, "k", KeyLimits(), routing=WISHES)
+    payer = await ApiKeyRail(keys).authenticate({b"x-api-key": secret.encode()})
+    assert payer.routing == WISHES

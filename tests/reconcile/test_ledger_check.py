@@ -241,7 +241,7 @@ def test_a_request_is_priced_by_the_version_it_pinned(standing: Standing) -> Non
     damage(
         standing.books.engine,
         "INSERT INTO price_versions SELECT 'newer', provider, model, 2, '{\"input\": 1, \"output\": 1}', costs,"
-        " created_at_ms FROM price_versions",
+        " created_at_ms FROM price_versions WHERE model = 'sandbox/echo'",
     )
     assert checked(standing).green
     damage(

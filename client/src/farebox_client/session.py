@@ -211,12 +211,11 @@ class Session:
         snapshot = offer.snapshot
         if snapshot is None or snapshot.channel_id != channel.channel_id:
             return channel
+        store, name = self.wallet.store, channel.channel_id
+        # Another request may have signed more since.
+        channel = yield from work(lambda: store.get(name))
         check_statement(channel, channel_id=snapshot.channel_id, accepted=snapshot.accepted, spent=snapshot.spent)
-        return (
-            yield from work(
-                lambda: self.wallet.store.note(channel.channel_id, accepted=snapshot.accepted, spent=snapshot.spent)
-            )
-        )
+        return (yield from work(lambda: store.note(name, accepted=snapshot.accepted, spent=snapshot.spent)))
 
     def _gone(self, payment: Payment, channel: Channel, problem: Problem) -> Flow[httpx.Response]:
         """The server knows nothing of the channel: the chain decides whether that is so."""
