@@ -217,8 +217,8 @@ def _error_event(error: Any) -> UpstreamError:
 
 def completion_text_bytes(body: Mapping[str, Any]) -> int:
     """Bytes of text in a whole answer, counted as a stream's would be."""
-    total = 0
-    for choice in body.get("choices") or ():
+    total, choices = 0, body.get("choices")
+    for choice in choices if isinstance(choices, list) else ():
         message = choice.get("message") if isinstance(choice, dict) else None
         text = choice.get("text") if isinstance(choice, dict) else None
         total += _length(text if isinstance(text, str) else None)

@@ -242,6 +242,7 @@ class PaidJob:
         self._serving = Serving(
             upstreams=shared,
             request_id=self.id,
+            payer=self.account_id,
             request=request,
             candidates=candidates,
             plan=self._plan,
@@ -307,7 +308,8 @@ class PaidJob:
             return self._ended("exhausted", problem, serving)
         except UpstreamError as failed:
             delivered = serving.delivery.content_sent
-            return self._ended("failed", as_ours(failed, attempts=len(serving.attempts), delivered=delivered), serving)
+            problem = as_ours(failed, attempts=len(serving.attempts), delivered=delivered)
+            return self._ended("failed", problem, serving, failed=failed)
         except FareboxError as error:
             return self._ended("failed", error, serving)
         except Exception as error:
@@ -317,10 +319,12 @@ class PaidJob:
         finally:
             self._is_serving = False
 
-    def _ended(self, status: str, error: FareboxError | None, serving: Serving) -> Ending:
+    def _ended(
+        self, status: str, error: FareboxError | None, serving: Serving, *, failed: UpstreamError | None = None
+    ) -> Ending:
         # Who is told of an error in place of an answer has nothing to pay for, whatever the provider had begun.
         nothing = error is not None and not (self._client.started and serving.delivery.content_sent)
-        usage = NOTHING if nothing else serving.used(failed=status == "failed")
+        usage = NOTHING if nothing else serving.used(failed=failed, ours=status == "failed" and failed is None)
         reason = serving.meter.finish_reason if serving.meter is not None else None
         return Ending(status, usage, reason, error, media_type=serving.media_type)
 
@@ -384,7 +388,7 @@ class PaidJob:
         if self._commenting is not None:
             await asyncio.wait((self._commenting,))
         if ending.body is not None:
-            if not self._stopped:
+            if self._stopped in _CLIENT_IS_THERE:
                 media_type, body = self._answer.whole(ending, captured)
                 headers = self._answer.headers(captured, units=ending.usage.total_tokens)
                 await self._client.respond(200, [("content-type", media_type), *headers], body)
@@ -399,6 +403,7 @@ class PaidJob:
         if ending.media_type is not None:
             # Bytes that broke off must not look whole: the connection is closed without their end.
             if ending.status == "completed":
+                await self._begin()
                 await self._client.send(ending.tail)
                 await self._client.end()
             return

@@ -159,6 +159,9 @@ def _unit_usage(body: Mapping[str, Any], request: PaidRequest) -> Usage:
     for unit, most in request.units.items():
         made = _made(unit, body)
         estimated = estimated or made is None
+        if made is not None and made > most:
+            metrics.alerts.labels(f"usage_{unit.partition(':')[0]}").inc()
+            _log.warning("usage_beyond_hold", unit=unit, reported=made, held=most)
         units.append((unit, min(most, request.units_expected.get(unit, most) if made is None else made)))
     return Usage(0, 0, estimated=estimated, units=tuple(units))
 

@@ -16,16 +16,20 @@ from app.errors import InvariantViolated
 from app.ledger.operation import Row
 from app.metering import StreamMeter, completion_text_bytes
 from app.pricing.price_book import Usage
-from app.pricing.quote import TokenRatio
+from app.pricing.quote import CONTEXT_BYTES_PER_TOKEN_MAX, TokenRatio
 from app.reckoning import NOTHING, Billed, Ending, answered_usage, delivered_usage, reported_usage, spoken_usage
 from app.routing.candidates import Candidate
 from app.routing.router import Router
 from app.search.backend import SearchBackend
 from app.search.loop import SearchingProvider
 from app.settings import Settings
-from app.upstream.provider import Call, Provider, UpstreamError
+from app.upstream.provider import TOO_LARGE, Call, Provider, UpstreamError
 
 PRELUDE_EVENTS_MAX = 64
+# No answer within its limit has more text: a token is rarely longer, and a short answer may be of long ones.
+TEXT_BYTES_SLACK = 4096
+# A client that was waited for so long in all may itself be why its provider gave up.
+SLOW_READER_S = 10.0
 
 _log = log.get("serving")
 
@@ -50,6 +54,7 @@ class Serving:
 
     upstreams: Upstreams
     request_id: str
+    payer: str
     request: PaidRequest
     candidates: list[Candidate]
     plan: Plan
@@ -76,7 +81,7 @@ class Serving:
             started_s, started_at = clock.monotonic_s(), clock.now_ms()
             result, status = "abandoned", None
             # Only what is answered in parts has a first byte to measure.
-            flight = router.begin(candidate, stream=self.request.in_parts)
+            flight = router.begin(candidate, stream=self.request.in_parts, payer=self.payer)
             if flight is None:
                 continue
             try:
@@ -103,16 +108,27 @@ class Serving:
                 self._note_attempt(candidate, result, status, started_at=started_at, duration_ms=duration_ms)
         raise failure or router.resting(self.candidates)
 
-    def used(self, *, failed: bool) -> Usage:
-        """What was delivered of an answer that did not end well; nothing if no provider answered."""
+    def used(self, *, failed: UpstreamError | None = None, ours: bool = False) -> Usage:
+        """What was delivered of an answer that did not end well; nothing if no provider answered.
+
+        ``failed`` is the provider's failure that ended it; ``ours``: it was a failure of this process.
+        """
         if self.served is None:
             return NOTHING
         if self.request.endpoint.answer == "bytes":
-            # Its units are of the question: used up once a provider answers, and lost to us if that breaks off.
-            return NOTHING if failed else spoken_usage(self.request)
+            return NOTHING if self._spoken_for_nothing(failed, ours=ours) else spoken_usage(self.request)
         if self.meter is None:
             return NOTHING
         return delivered_usage(self.meter, self._billed(self.served), delivered_bytes=self.delivery.delivered_bytes)
+
+    def _spoken_for_nothing(self, failed: UpstreamError | None, *, ours: bool) -> bool:
+        """Whether bytes that broke off are not billed; else the question is used up once a provider answers.
+
+        That it broke off is lost to us, but not where our own bound did it, or a client that hardly reads.
+        """
+        if failed is not None:
+            return failed.result != TOO_LARGE and self.delivery.waited_s < SLOW_READER_S
+        return ours
 
     def _serve_one(self) -> Callable[[Candidate, Callable[[], None]], Awaitable[Ending]]:
         if self.request.stream:
@@ -134,7 +150,8 @@ class Serving:
         self.served, shape = candidate, self.request.shape
         if shape.is_large(body):
             body = await asyncio.to_thread(shape.prepared, body)
-        usage = answered_usage(body, self._billed(candidate), text_bytes=completion_text_bytes(body))
+        text_bytes = completion_text_bytes(body) if self.request.endpoint.output_tokens else 0
+        usage = answered_usage(body, self._billed(candidate), text_bytes=text_bytes)
         choices = body.get("choices")
         first = choices[0] if isinstance(choices, list) and choices else None
         reason = first.get("finish_reason") if isinstance(first, dict) else None
@@ -165,7 +182,7 @@ class Serving:
     ) -> None:
         """Events from the provider to the client. What comes before content waits for it, bounded."""
         frames: list[tuple[bytes, int]] = []
-        shape = self.request.shape
+        shape, most = self.request.shape, self._text_bytes_max
         async for batch in events:
             failure: UpstreamError | None = None
             for data in batch:
@@ -178,6 +195,9 @@ class Serving:
                     shown = shape.chunk(shown)
                 if shown is not None:
                     frames.append((shown, meter.text_bytes))
+            if meter.text_bytes > most:
+                # Held is the whole limit, and this would go on for nothing.
+                raise UpstreamError("overrun", "the provider went on past the output limit", fail_over=False)
             begun = meter.text_bytes or meter.finished or len(frames) > PRELUDE_EVENTS_MAX
             if frames and begun and (failure is None or meter.text_bytes):
                 await self._deliver(candidate, frames, first_byte)
@@ -208,9 +228,10 @@ class Serving:
                         first_byte()
                         self._note_first(candidate)
                         self.served, self.media_type = candidate, download.content_type
-                        await self.delivery.open(candidate, price=candidate.price.charge(usage))
-                        await self.begin()
                     else:
+                        if not self.delivery.content_sent:
+                            await self.delivery.open(candidate, price=candidate.price.charge(usage))
+                        await self.begin()
                         await self.delivery.send(self.client, tail)
                     tail = block
             except UpstreamError:
@@ -220,6 +241,11 @@ class Serving:
         if not tail:
             raise UpstreamError("empty", "the provider's answer is empty", status=200)
         return Ending("completed", usage, media_type=download.content_type, tail=tail)
+
+    @property
+    def _text_bytes_max(self) -> int:
+        """More text than this is no answer within the limit, whatever its tokens are."""
+        return TEXT_BYTES_SLACK + self.plan.output_tokens_max * CONTEXT_BYTES_PER_TOKEN_MAX
 
     def _note_first(self, candidate: Candidate) -> None:
         self.first_token_s = self.upstreams.clock.monotonic_s() - self.started_s

@@ -2,7 +2,8 @@
 
 Closed, it lets everything through and counts. Once at least `REQUESTS_MIN` attempts of the last
 `WINDOW_S` ended and over half of them failed, it opens: nothing goes through for `OPEN_S_MIN`, and twice
-as long after each probe that fails, up to `OPEN_S_MAX`. When that time is over it is half open: exactly
+as long after each probe that fails, up to `OPEN_S_MAX`. While several payers are served, one payer's
+failures alone open nothing: requests can be made to fail. When that time is over it is half open: exactly
 one attempt goes through, and what becomes of that one closes it or opens it again.
 """
 
@@ -18,6 +19,8 @@ OPEN_S_MAX = 60.0
 # A probe that streams for so long has shown enough; one that nobody ended for so long was lost.
 PROBE_STREAMS_S = 5.0
 PROBE_S_MAX = 600.0
+# Payers that are told apart.
+PAYERS_MAX = 32
 
 Why = Literal["", "failures", "asked_to_wait", "quota_used_up", "refused"]
 State = Literal["closed", "open", "half_open"]
@@ -29,10 +32,12 @@ class Breaker:
     __slots__ = (
         "_buckets",
         "_doublings",
+        "_payers",
         "_probe",
         "_probe_since_s",
         "_requests_min",
         "_streams_since_s",
+        "_unlucky",
         "failures",
         "successes",
         "until_s",
@@ -49,6 +54,9 @@ class Breaker:
         # Of the window: [number of the bucket, successes, failures], oldest first.
         self._buckets: deque[list[int]] = deque(maxlen=BUCKETS + 1)
         self._doublings = 0
+        # When an attempt of each payer last ended, and when one last failed; of those who came lately.
+        self._payers: dict[str, float] = {}
+        self._unlucky: dict[str, float] = {}
         # Probes are numbered, so that one of an earlier opening is not taken for that of now.
         self._probe = 0
         self._probe_since_s: float | None = None
@@ -89,22 +97,27 @@ class Breaker:
         if self._is_probe(probe):
             self._probe_since_s = self._streams_since_s = None
 
-    def worked(self, now_s: float, *, probe: int) -> None:
+    def worked(self, now_s: float, *, probe: int, payer: str = "") -> None:
         """An attempt succeeded. One that began before the breaker opened does not close it."""
         if self._is_probe(probe):
             self.close()
         if self.until_s is None:
+            _note(self._payers, payer, now_s)
             self._count(now_s, 1, 0)
 
-    def failed(self, now_s: float, *, probe: int) -> bool:
+    def failed(self, now_s: float, *, probe: int, payer: str = "") -> bool:
         """An attempt failed; true if that opened the breaker."""
         if self._is_probe(probe):
             self._doublings += 1
         elif self.until_s is not None:
             return False
         else:
+            _note(self._payers, payer, now_s)
+            _note(self._unlucky, payer, now_s)
             self._count(now_s, 0, 1)
             if self.successes + self.failures < self._requests_min or self.failures <= self.successes:
+                return False
+            if _lately(self._unlucky, now_s) == 1 < _lately(self._payers, now_s):
                 return False
         self.open(now_s + min(OPEN_S_MIN * 2**self._doublings, OPEN_S_MAX), "failures")
         return True
@@ -145,4 +158,21 @@ class Breaker:
     def _forget(self) -> None:
         self._probe_since_s = self._streams_since_s = None
         self._buckets.clear()
+        self._payers.clear()
+        self._unlucky.clear()
         self.successes = self.failures = 0
+
+
+def _note(payers: dict[str, float], payer: str, now_s: float) -> None:
+    """Remember when a payer came last; the one who came longest ago makes room."""
+    payers.pop(payer, None)
+    payers[payer] = now_s
+    if len(payers) > PAYERS_MAX:
+        del payers[next(iter(payers))]
+
+
+def _lately(payers: dict[str, float], now_s: float) -> int:
+    """How many came within the window; the others are forgotten."""
+    for payer in [payer for payer, at_s in payers.items() if now_s - at_s > WINDOW_S]:
+        del payers[payer]
+    return len(payers)

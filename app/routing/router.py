@@ -173,7 +173,7 @@ class Router:
                 chain += self._ranked(group, facts, wishes, count=count - len(chain))
         return chain
 
-    def begin(self, candidate: Candidate, *, stream: bool = False) -> "Flight | None":
+    def begin(self, candidate: Candidate, *, stream: bool = False, payer: str = "") -> "Flight | None":
         """An attempt begins. None: it must not, for the breaker opened meanwhile or its one probe is on its way.
 
         A ``stream`` says when its first byte came, and until then takes at least as long as it has waited; of any
@@ -185,7 +185,7 @@ class Router:
         track = self._tracks[candidate.key]
         probe = track.breaker.begin(now_s)
         account = self._refused.get(candidate.name)
-        flight = Flight(self, candidate, track, probe=probe, account=account, stream=stream, now_s=now_s)
+        flight = Flight(self, candidate, track, probe=probe, account=account, payer=payer, stream=stream, now_s=now_s)
         track.in_flight += 1
         if stream:
             track.waiting[flight] = now_s
@@ -286,7 +286,7 @@ class Router:
 
     def _worked(self, flight: "Flight", now_s: float) -> None:
         track = flight.track
-        track.breaker.worked(now_s, probe=flight.probe)
+        track.breaker.worked(now_s, probe=flight.probe, payer=flight.payer)
         if track.breaker.until_s is None and self._unwell.pop(track.key, None) is not None:
             _log.info("breaker_closed", provider=flight.candidate.name, model=flight.candidate.model.id)
         track.tail_until_s = track.firm_until_s
@@ -301,7 +301,7 @@ class Router:
         if candidate.provider.kind == QUOTA and (error.status == 429 or error.result == RATE_LIMITED):
             wait_s, why, opened = wait_s or min(QUOTA_S, self._rest_s_max), "quota_used_up", False
         else:
-            opened = breaker.failed(now_s, probe=flight.probe)
+            opened = breaker.failed(now_s, probe=flight.probe, payer=flight.payer)
             track.tail_until_s = now_s + OUTAGE_S
         if wait_s > 0:
             breaker.open(now_s + wait_s, why)
@@ -345,6 +345,7 @@ class Flight:
         "_stream",
         "account",
         "candidate",
+        "payer",
         "probe",
         "track",
     )
@@ -357,6 +358,7 @@ class Flight:
         *,
         probe: int,
         account: Breaker | None,
+        payer: str,
         stream: bool,
         now_s: float,
     ) -> None:
@@ -365,6 +367,7 @@ class Flight:
         self.probe = probe
         # Of a provider that refused us: this attempt is the probe whether it still does.
         self.account = account
+        self.payer = payer
         self._account_probe = account.begin(now_s) if account is not None else 0
         self._router = router
         self._stream = stream

@@ -35,7 +35,7 @@ class WholeAnswer:
             return
         clients, searches = parted(message.get("tool_calls"))
         self._has_clients, self._has_searches = bool(clients), bool(searches)
-        if may_search and not clients and choice.get("finish_reason") in SEARCHING:
+        if may_search and not clients and _finish(choice) in SEARCHING:
             self.searches = searches
         message.pop("tool_calls", None)
         if clients:
@@ -62,7 +62,7 @@ class WholeAnswer:
                 message["annotations"] = self._shown.citations.annotations
             if finish is not None:
                 choice["finish_reason"] = finish
-            elif self._has_searches and not self._has_clients and choice.get("finish_reason") in SEARCHING:
+            elif self._has_searches and not self._has_clients and _finish(choice) in SEARCHING:
                 choice["finish_reason"] = "stop"
         return {**body, **self._first, "usage": self._shown.bill.total()}
 
@@ -71,3 +71,8 @@ def _choice(body: dict[str, Any]) -> dict[str, Any] | None:
     choices = body.get("choices")
     found = choices[0] if isinstance(choices, list) and choices else None
     return found if isinstance(found, dict) else None
+
+
+def _finish(choice: dict[str, Any]) -> str | None:
+    reason = choice.get("finish_reason")
+    return reason if isinstance(reason, str) else None

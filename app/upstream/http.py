@@ -23,7 +23,7 @@ from app import log
 from app.deadline import Deadline
 from app.nesting import is_deep
 from app.settings import InferenceSettings, ProviderSettings
-from app.upstream.provider import Call, UpstreamError
+from app.upstream.provider import TOO_LARGE, Call, UpstreamError
 from app.upstream.refusal import Refusal, Told, refusal_of, retry_after_s
 from app.upstream.sse import EventSplitter, EventTooLarge
 
@@ -299,4 +299,4 @@ def _cut_off() -> UpstreamError:
 
 
 def _too_large(what: str) -> UpstreamError:
-    return UpstreamError("too_large", f"the provider's {what} too large", fail_over=False)
+    return UpstreamError(TOO_LARGE, f"the provider's {what} too large", fail_over=False)

@@ -172,7 +172,8 @@ def _member(found: Any, name: str) -> Any:
 
 
 def _nonsense(result: str, message: str) -> UpstreamError:
-    return UpstreamError(result, message, status=200)
+    # It may well have done the work: another provider would do it again.
+    return UpstreamError(result, message, status=200, fail_over=False)
 
 
 _CHECKS: Mapping[str, Callable[[Call, Any], dict[str, Any]]] = {

@@ -16,6 +16,8 @@ from app.upstream.safe_text import safe_message
 __all__ = ["DONE", "Call", "Download", "Provider", "Upload", "UpstreamError", "safe_message"]
 
 DONE = b"[DONE]"
+# The result of an attempt whose answer was past a bound of ours.
+TOO_LARGE = "too_large"
 # All that a client learns of a provider that refused our account.
 UNUSABLE = "the provider cannot be used at the moment"
 

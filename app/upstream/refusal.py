@@ -179,6 +179,9 @@ def _of_account(error: Any, text: str) -> bool:
         _member(error, name) in _ACCOUNT_CODES for name in ("code", "type") if isinstance(_member(error, name), str)
     ):
         return True
+    if isinstance(_member(error, "detail"), list):
+        # FastAPI's words begin with the names of members, which are the client's.
+        return False
     return _ACCOUNT_WORDS.match(text.strip()) is not None
 
 

@@ -41,6 +41,8 @@ TEXTS = {**answers.TEXTS, "flood:1000": answers.FLOOD_PIECE * 1000}
 LIMITS: dict[str, dict[str, Any]] = {
     "strict_limit": {"max_tokens": 100},
     "strict_limit_old": {"max_completion_tokens": 100},
+    # A mebibyte of text is no answer of a few thousand tokens.
+    "big": {"max_tokens": 100_000},
 }
 INTERRUPTED, FAILED = "upstream_interrupted", "all_providers_failed"
 

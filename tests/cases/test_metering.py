@@ -11,6 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.pricing.quote import CONTEXT_BYTES_PER_TOKEN_MAX
+from app.serving import TEXT_BYTES_SLACK
 from tests.cases.chat import (
     PATH,
     PROMPT,
@@ -245,6 +247,21 @@ class TestReports:
         # What was learned stays learned: the second stream took one request, without the parameter.
         assert ["stream_options" in recorded.body for recorded in shared_dialects.requests] == [False]
         farebox.assert_green()
+
+
+class TestOverlong:
+    def test_stream_that_goes_on_past_its_limit_is_ended_and_billed_for_no_more_than_it(
+        self, shop: FareboxServer
+    ) -> None:
+        payer, content = shop.payer(), "[[sandbox tokens=10 overrun=20000 chunk=64]]" + PROMPT
+        found = stream(shop, payer, "plain", content=content, max_tokens=10)
+        assert found.error is not None
+        assert found.error["code"] == "upstream_interrupted"
+        assert not found.done
+        assert len(found.text) <= TEXT_BYTES_SLACK + 10 * CONTEXT_BYTES_PER_TOKEN_MAX
+        assert charge(shop, payer) == owed(prompt=sandbox_prompt(content), output=10)
+        assert attempts(shop, payer) == [("first", "overrun")]
+        shop.assert_green()
 
 
 class TestFallback:

@@ -1,6 +1,15 @@
 import pytest
 
-from app.routing.breaker import OPEN_S_MAX, OPEN_S_MIN, PROBE_S_MAX, PROBE_STREAMS_S, REQUESTS_MIN, WINDOW_S, Breaker
+from app.routing.breaker import (
+    OPEN_S_MAX,
+    OPEN_S_MIN,
+    PAYERS_MAX,
+    PROBE_S_MAX,
+    PROBE_STREAMS_S,
+    REQUESTS_MIN,
+    WINDOW_S,
+    Breaker,
+)
 
 
 def fed(outcomes: str, *, at: float = 0.0) -> Breaker:
@@ -142,3 +151,26 @@ def test_the_longer_of_two_waits_counts() -> None:
     breaker.open(100, "quota_used_up")
     breaker.open(50, "failures")
     assert (breaker.until_s, breaker.allows(99), breaker.allows(100)) == (100, False, True)
+
+
+def test_failures_of_one_payer_alone_open_nothing_while_others_are_served() -> None:
+    breaker = Breaker()
+    breaker.worked(0.0, probe=0, payer="another")
+    assert not any(breaker.failed(1.0, probe=0, payer="one") for _ in range(3 * REQUESTS_MIN))
+    assert breaker.failed(2.0, probe=0, payer="another")
+    assert not breaker.allows(2.0)
+
+
+def test_failures_of_one_payer_open_it_once_nobody_else_came_for_a_while() -> None:
+    breaker = Breaker()
+    breaker.worked(0.0, probe=0, payer="another")
+    later_s = WINDOW_S + 1
+    opened = [breaker.failed(later_s, probe=0, payer="one") for _ in range(REQUESTS_MIN)]
+    assert opened == [False] * (REQUESTS_MIN - 1) + [True]
+
+
+def test_payers_that_are_told_apart_are_bounded() -> None:
+    breaker = Breaker(requests_min=10**6)
+    for number in range(10 * PAYERS_MAX):
+        breaker.failed(float(number) / 1000, probe=0, payer=str(number))
+    assert len(breaker._payers) == len(breaker._unlucky) == PAYERS_MAX

@@ -300,7 +300,7 @@ async def test_dimensions_that_a_server_passes_over_are_not_taken_for_what_was_a
 async def test_what_are_no_embeddings_is_refused(provider: OpenAIProvider, dialect: str) -> None:
     wants: dict[str, Any] = {"encoding_format": "base64"} if dialect in {"infinite", "nan", "odd_base64"} else {}
     error = await failure(provider, call(EMBEDDINGS, dialect, **wants))
-    assert (error.result, error.callers_fault) == ("not_embeddings", False)
+    assert (error.result, error.callers_fault, error.fail_over) == ("not_embeddings", False, False)
 
 
 @pytest.mark.parametrize("dialect", ["nan_json", "huge_number"])
@@ -355,7 +355,7 @@ async def test_server_that_wants_texts_is_asked_for_texts_from_then_on(
 )
 async def test_what_is_no_ranking_is_refused(provider: OpenAIProvider, dialect: str) -> None:
     error = await failure(provider, call(RERANK, dialect))
-    assert (error.result, error.fail_over) == ("not_a_ranking", True)
+    assert (error.result, error.fail_over) == ("not_a_ranking", False)
 
 
 # Images.
@@ -382,7 +382,7 @@ async def test_model_that_takes_no_format_is_not_told_one_again(
 @pytest.mark.parametrize("dialect", ["more", "none", "empty", "odd_base64", "script", "file", "lines"])
 async def test_what_are_no_images_is_refused(provider: OpenAIProvider, dialect: str) -> None:
     error = await failure(provider, call(IMAGES, dialect))
-    assert (error.result, error.callers_fault) == ("not_images", False)
+    assert (error.result, error.callers_fault, error.fail_over) == ("not_images", False, False)
 
 
 # Transcriptions.

@@ -156,3 +156,9 @@ def test_wait_is_read_in_each_of_its_forms(headers: dict[str, str], expected: in
 def test_any_wait_is_bounded(said: str, date: str) -> None:
     found = retry_after_s({"Retry-After": said, "Date": date})
     assert found is None or 0 <= found <= RETRY_AFTER_S_MAX
+
+
+def test_name_of_a_member_that_a_client_made_up_says_nothing_of_the_account() -> None:
+    detail = [{"loc": ["body", "Invalid API key"], "msg": "Extra inputs are not permitted", "type": "extra_forbidden"}]
+    found = refused(422, {"detail": detail}).error
+    assert (found.result, found.callers_fault) == ("rejected", True)
