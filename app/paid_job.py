@@ -239,20 +239,23 @@ class PaidJob:
             keep=self._transcript.add if self._transcript is not None else None,
         )
         self._limit_clipped = self._plan.limit < asked_limit
-        self._serving = Serving(
-            upstreams=shared,
+        self._serving = self._to_serve(candidates, self._plan, self._delivery, ratio)
+        return None
+
+    def _to_serve(self, candidates: list[Candidate], plan: Plan, delivery: Delivery, ratio: TokenRatio) -> Serving:
+        return Serving(
+            upstreams=self._shared,
             request_id=self.id,
             payer=self.account_id,
-            request=request,
+            request=self._request,
             candidates=candidates,
-            plan=self._plan,
-            delivery=self._delivery,
+            plan=plan,
+            delivery=delivery,
             ratio=ratio,
             client=self._client,
             begin=self._begin_content,
             started_s=self._started_s,
         )
-        return None
 
     def _route(self) -> list[Candidate]:
         """The providers to try, in order. Raises `NoProviderAvailable`, `InvalidRequest` and `NotFound`."""
