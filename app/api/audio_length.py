@@ -2,26 +2,44 @@
 
 A file's header may lie, so it is believed only where it claims more than its bytes do. Where bytes say exactly how
 long they are (PCM, MPEG layers), they are counted; else the most comes from the lowest bit rate at which speech of
-that kind is in use.
+that kind is in use, and the least that can be expected from the highest at which there is any audio of that kind.
 """
 
 import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 BITS_PER_BYTE = 8
 # What is expected of a compressed file that does not say: speech as browsers record it.
 BITS_PER_SECOND_EXPECTED = 32_000
-# The lowest rates in use for speech: Opus and AAC in calls, HE-AAC in podcasts, FLAC at 8 kHz mono. Coders of silence
-# go lower, and then say how long it is.
+# The lowest rates in use for speech: Opus and AAC in calls, HE-AAC in podcasts, FLAC at 8 kHz mono, G.723.1 in WAVE.
+# Coders of silence go lower, and then say how long it is.
 BITS_PER_SECOND_MIN = {
     "ogg": 6_000,
     "webm": 6_000,
-    "mp4": 8_000,
+    "mp4": 6_000,
     "aac": 8_000,
     "flac": 16_000,
-    "wav": 8_000,
+    "wav": 5_300,
     "mpeg": 8_000,
+}
+# Coders of speech alone (Speex, AMR, and those of CDMA's telephones) go lower still, and are named in the file.
+SPEECH_CODERS: Mapping[str, Mapping[bytes, int]] = {
+    "ogg": {b"Speex   ": 2_000},
+    "mp4": {b"samr": 4_750, b"sevc": 800, b"sqcp": 800, b"ssmv": 800},
+    "webm": {b"A_MS/ACM": 2_000, b"A_QUICKTIME": 800},
+}
+# The highest rates that audio of a kind has: Opus and Vorbis, AAC in stereo, CD quality, layer I. What is longer at
+# that rate than it says is no audio of so few seconds, but something else beside it (such as pictures), or a lie.
+BITS_PER_SECOND_MAX = {
+    "ogg": 512_000,
+    "webm": 512_000,
+    "mp4": 576_000,
+    "aac": 576_000,
+    "flac": 1_536_000,
+    "wav": 1_536_000,
+    "mpeg": 448_000,
 }
 # The lowest that MPEG layer III can say (ISO 13818-3).
 MPEG_BITS_PER_SECOND_MIN = 8_000
@@ -53,7 +71,7 @@ class NotAudio(Exception):
 class AudioLength:
     """The kind of file, and whole seconds: what it may come to, and what it will.
 
-    ``known``: the latter was counted, or stands in the file; else it is a guess.
+    ``known``: the latter was counted, or stands in the file and may be true; else it is a guess.
     """
 
     kind: str
@@ -67,21 +85,24 @@ def measure(content: bytes) -> AudioLength:
     kind = kind_of(content)
     if kind is None:
         raise NotAudio("it begins like no audio that is known here")
-    exact: float | None = None
-    stated: float | None = None
-    if kind == "wav":
-        exact, stated = _wav(content)
-    elif kind == "mp3":
-        exact = _mpeg(content)
-    else:
-        stated = {"flac": _flac, "ogg": _ogg, "mp4": _mp4, "webm": _webm}.get(kind, _unstated)(content)
+    exact = {"wav": _wav, "mp3": _mpeg}.get(kind, _unstated)(content)
     if exact is not None:
-        most, probable = exact, min(exact, stated) if stated is not None else exact
-    else:
-        bits = len(content) * BITS_PER_BYTE
-        most = max(bits / BITS_PER_SECOND_MIN[kind], stated or 0)
-        probable = stated if stated is not None else bits / BITS_PER_SECOND_EXPECTED
-    return AudioLength(kind, _whole(most), _whole(probable), known=exact is not None or stated is not None)
+        return AudioLength(kind, _whole(exact), _whole(exact), known=True)
+    stated = {"flac": _flac, "ogg": _ogg, "mp4": _mp4, "webm": _webm}.get(kind, _unstated)(content)
+    bits = len(content) * BITS_PER_BYTE
+    most = max(bits / _rate_min(kind, content), stated or 0)
+    if stated is None:
+        return AudioLength(kind, _whole(most), _whole(bits / BITS_PER_SECOND_EXPECTED), known=False)
+    least = bits / BITS_PER_SECOND_MAX[kind]
+    return AudioLength(kind, _whole(most), _whole(max(stated, least)), known=least <= stated)
+
+
+def _rate_min(kind: str, content: bytes) -> int:
+    """The lowest bit rate that there may be in it."""
+    # Four letters are soon found among audio, so those are looked for where they belong.
+    start, end = (kind == "mp4" and _box(content, b"moov", 0, len(content))) or (0, len(content))
+    coders = SPEECH_CODERS.get(kind, {}).items()
+    return min([BITS_PER_SECOND_MIN[kind], *(rate for name, rate in coders if content.find(name, start, end) >= 0)])
 
 
 def kind_of(content: bytes) -> str | None:
@@ -113,25 +134,24 @@ def _unstated(_content: bytes) -> float | None:
     return None
 
 
-def _wav(content: bytes) -> tuple[float | None, float | None]:
-    """Seconds of everything behind the head of ``data``, and those that it says; of PCM alone."""
+def _wav(content: bytes) -> float | None:
+    """Seconds of everything behind the head of ``data``, of PCM alone, whatever size that head claims.
+
+    Writers of streams leave the size at 0 or at its most: then decoders read to the end.
+    """
     rate = 0
     offset = 12
     for _ in range(CHUNKS_MAX):
         name, size = content[offset : offset + 4], int.from_bytes(content[offset + 4 : offset + 8], "little")
         offset += 8
         if name == b"data":
-            if not rate:
-                return None, None
-            rest = max(0, len(content) - offset)
-            # Writers of streams leave the size at 0 or at its most: then decoders read to the end.
-            return rest / rate, size / rate if 0 < size <= rest else rest / rate
+            return max(0, len(content) - offset) / rate if rate else None
         if name == b"fmt ":
             if rate:
                 raise NotAudio("it has two formats")
             rate = _wav_rate(content[offset : offset + size])
             if not rate:
-                return None, None
+                return None
         if len(name) < 4:
             break
         offset += size + (size & 1)

@@ -16,6 +16,7 @@ from app.api.parameters import (
     BOOLEAN,
     GENERATION,
     LIST,
+    NAME_CHARACTERS_SHOWN,
     OBJECT,
     REFUSED,
     Check,
@@ -26,6 +27,7 @@ from app.api.parameters import (
     one_of,
     refuse,
     unknown_bytes,
+    unsupported,
 )
 from app.api.routing_parameters import ROUTING, first_byte_timeout_s, wishes
 from app.api.search_parameters import SEARCH, asks_to_search, search_options
@@ -42,6 +44,14 @@ ROLES = ("assistant", "developer", "function", "system", "tool", "user")
 TOOL_TYPES = ("function", "custom")
 TOOL_CHOICES = ("none", "auto", "required")
 TEXT_PARTS = ("text", "refusal")
+TOOL_MEMBERS = ("type", "function", "custom", "strict", "cache_control")
+# Members beside the content of a part, with the values that are no prompt. Anything else may become one.
+_CACHED: tuple[Any, ...] = tuple({"type": "ephemeral", **ttl} for ttl in ({}, {"ttl": "5m"}, {"ttl": "1h"}))
+_OF_PART: Mapping[str, tuple[Any, ...]] = {"cache_control": (None, *_CACHED)}
+_OF_IMAGE: Mapping[str, tuple[Any, ...]] = {"detail": (None, "auto", "low", "high", "original")}
+_OF_AUDIO: Mapping[str, tuple[Any, ...]] = {
+    "format": (None, "wav", "mp3", "flac", "opus", "aac", "pcm16", "m4a", "ogg")
+}
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
@@ -51,6 +61,10 @@ def _tools(name: str, value: Any) -> None:
     for index, tool in enumerate(value):
         if not isinstance(tool, dict) or tool.get("type", "function") not in TOOL_TYPES:
             raise refuse(f"{name}[{index}]", "only function tools can be used here")
+        # A tool that some server has under a name of its own is neither ours nor the caller's.
+        other = next((member for member in tool if member not in TOOL_MEMBERS), None)
+        if other is not None:
+            raise unsupported(f"{name}[{index}].{other[:NAME_CHARACTERS_SHOWN]}")
 
 
 def _tool_choice(name: str, value: Any) -> None:
@@ -72,7 +86,7 @@ CHECKS: Mapping[str, Check] = {
     "modalities": LIST,
 }
 # Checked, and counted as prompt too: they become part of it.
-PROMPT_PARAMETERS = ("tools", "response_format")
+PROMPT_PARAMETERS = ("tools", "tool_choice", "response_format")
 NOT_OFFERED = REFUSED
 OURS = (*ROUTING, *SEARCH)
 
@@ -152,7 +166,7 @@ def _prompt_size(body: Mapping[str, Any], settings: Settings) -> PromptSize:
         others = {name: value for name, value in message.items() if name not in {"role", "content"}}
         if others:
             text += len(orjson.dumps(others))
-    text += sum(len(orjson.dumps(body[name])) for name in PROMPT_PARAMETERS if name in body)
+    text += sum(len(orjson.dumps(body[name])) for name in PROMPT_PARAMETERS if isinstance(body.get(name), dict | list))
     text += unknown_bytes(body, {**CHECKS, "messages": None}, NOT_OFFERED)
     return PromptSize(text, len(messages), images, audio, tools=bool(body.get("tools")))
 
@@ -161,17 +175,33 @@ def _part_size(where: str, part: Any, settings: Settings) -> tuple[int, int, int
     """Text bytes, images and audio bytes of one content part."""
     kind = part.get("type") if isinstance(part, dict) else None
     if kind in TEXT_PARTS and isinstance(part.get(kind), str):
-        return len(part[kind].encode()), 0, 0
+        return len(part[kind].encode()) + _beside(part, ("type", kind), _OF_PART), 0, 0
     if kind == "image_url":
         image = part.get("image_url")
         url = image.get("url") if isinstance(image, dict) else image
         _media_url(f"{where}.image_url.url", url, settings)
-        return 0, 1, 0
+        more = _beside(image, ("url",), _OF_IMAGE) if isinstance(image, dict) else 0
+        return more + _beside(part, ("type", kind), _OF_PART), 1, 0
     if kind == "input_audio" and isinstance(part.get("input_audio"), dict):
-        data = part["input_audio"].get("data")
-        if isinstance(data, str):
-            return 0, 0, len(data)
-    raise refuse(where, "must be a part of type text, refusal, image_url or input_audio, with its content")
+        audio = part["input_audio"]
+        data = audio.get("data")
+        # Some servers fetch what is at a URL here: audio of any length, from inside the operator's network.
+        if isinstance(data, str) and (":" not in data or data.startswith("data:")):
+            more = _beside(audio, ("data",), _OF_AUDIO)
+            return more + _beside(part, ("type", kind), _OF_PART), 0, len(data)
+    raise refuse(
+        where, "must be a part of type text, refusal, image_url or input_audio, with its content, not a link to it"
+    )
+
+
+def _beside(members: Mapping[str, Any], counted: tuple[str, ...], free: Mapping[str, tuple[Any, ...]]) -> int:
+    """Bytes of members that are counted nowhere else: a provider may make prompt of them."""
+    others = {
+        name: value
+        for name, value in members.items()
+        if name not in counted and not any(value == harmless for harmless in free.get(name, ()))
+    }
+    return len(orjson.dumps(others)) if others else 0
 
 
 def _media_url(where: str, url: Any, settings: Settings) -> None:

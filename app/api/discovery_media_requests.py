@@ -8,6 +8,7 @@ from app.api import transcription_parameters as transcription
 from app.api.discovery_parts import NUMBER, OBJECT, STRING, Schema, described, members, ranged
 from app.api.discovery_requests import (
     MODEL,
+    NOTHING_ELSE,
     NULL_OR_BOOLEAN,
     NULL_OR_STRING,
     TOKEN_IDS,
@@ -47,7 +48,7 @@ def rerank_request() -> Schema:
         "model": described(NULL_OR_STRING, "an id or alias; required in version 2"),
         "top_n": ranged("integer", 1, rerank.TOP_N_MAX),
         "max_chunks_per_doc": ranged("integer", 1, rerank.PER_DOCUMENT_MAX),
-        "max_tokens_per_doc": ranged("integer", 1, rerank.PER_DOCUMENT_MAX),
+        "max_tokens_per_doc": described(ranged("integer", 1, rerank.PER_DOCUMENT_MAX), "for providers that cut"),
         "rank_fields": fields,
         "return_documents": NULL_OR_BOOLEAN,
         **not_offered(rerank.NOT_OFFERED),
@@ -65,12 +66,15 @@ def image_request() -> Schema:
         "style": {"enum": ["vivid", "natural", None]},
         "output_format": {"enum": ["png", "jpeg", "webp", None]},
         "output_compression": ranged("integer", 0, 100),
+        "background": {"enum": ["auto", "opaque", "transparent", None]},
         "moderation": {"enum": ["auto", "low", None]},
+        "negative_prompt": {**_up_to(image.PROMPT_CHARACTERS_MAX), "type": ["string", "null"]},
+        "seed": ranged("integer", -(2**63), 2**63 - 1),
         "user": NULL_OR_STRING,
         **not_offered(image.NOT_OFFERED),
     }
     required = {"model": MODEL, "prompt": _up_to(image.PROMPT_CHARACTERS_MAX)}
-    return sharing(body(required, optional, "OpenAI's images"), "Routing", "NotOffered")
+    return sharing(body(required, optional, "OpenAI's images"), "Routing", "NotOffered") | NOTHING_ELSE
 
 
 def speech_request() -> Schema:
@@ -86,7 +90,7 @@ def speech_request() -> Schema:
         **not_offered(speech.NOT_OFFERED),
     }
     required = {"model": MODEL, "input": TEXT, "voice": {"anyOf": [voice, own]}}
-    return sharing(body(required, optional, "OpenAI's speech"), "Routing", "NotOffered")
+    return sharing(body(required, optional, "OpenAI's speech"), "Routing", "NotOffered") | NOTHING_ELSE
 
 
 def transcription_request() -> Schema:
@@ -108,4 +112,4 @@ def transcription_request() -> Schema:
     kinds = ", ".join(transcription.EXTENSIONS)
     file = {"type": "string", "format": "binary", "description": f"audio whose name ends in {kinds}"}
     required = {transcription.FILE: file, "model": MODEL}
-    return sharing(body(required, fields, "Whisper's form; an empty field is one that was left out"), "Routing")
+    return sharing(body(required, fields, "Whisper's form, with no other fields; an empty one is left out"), "Routing")

@@ -28,6 +28,8 @@ from app.settings import Settings
 
 TOKENS_MAX = 2**31 - 1
 TOKENS_TAKEN = "token ids are taken where the model declares its tokenizer"
+# Beside what is listed, and what `Routing` and `NotOffered` list.
+NOTHING_ELSE: Schema = {"unevaluatedProperties": {"type": "null"}}
 SENT_ON = "Members that are not listed are sent on and count as prompt."
 NULL_OR_STRING: Schema = {"type": ["string", "null"]}
 NULL_OR_BOOLEAN: Schema = {"type": ["boolean", "null"]}
@@ -131,7 +133,8 @@ def _search() -> Schema:
 
 
 def _chat() -> Schema:
-    function = {"type": "object", "properties": {"type": {"enum": list(chat.TOOL_TYPES)}}}
+    known: Schema = {**{name: {} for name in chat.TOOL_MEMBERS}, "type": {"enum": list(chat.TOOL_TYPES)}}
+    function = {**some(**known), "additionalProperties": False}
     return some(
         tools={"type": ["array", "null"], "items": function, "maxItems": chat.TOOLS_MAX},
         tool_choice={"anyOf": [{"enum": [*chat.TOOL_CHOICES, None]}, OBJECT]},
@@ -155,7 +158,7 @@ def messages(settings: Settings) -> Schema:
     parts = [
         *(_part(kind, **{kind: STRING}) for kind in chat.TEXT_PARTS),
         _part("image_url", image_url={"anyOf": [url, members(url=url)]}),
-        _part("input_audio", input_audio=members(data=STRING)),
+        _part("input_audio", input_audio=members(data={"type": "string", "pattern": "^(data:|[^:]*$)"})),
     ]
     content = {"anyOf": [NULL_OR_STRING, list_of({"anyOf": parts})]}
     message = {**some(role={"enum": list(chat.ROLES)}, content=content), "required": ["role"]}

@@ -1,4 +1,8 @@
-"""The parameters of images: how many and how large, each size at its own price."""
+"""The parameters of images: how many and how large, each size at its own price.
+
+Only what is known goes upstream: servers have many words for a size, a count or an effort, and any of them could
+undo what was priced.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -41,31 +45,33 @@ CHECKS: Mapping[str, Check] = {
     "style": one_of("vivid", "natural"),
     "output_format": one_of("png", "jpeg", "webp"),
     "output_compression": integer(0, 100),
+    "background": one_of("auto", "opaque", "transparent"),
     "moderation": one_of("auto", "low"),
+    "negative_prompt": text(PROMPT_CHARACTERS_MAX),
+    "seed": integer(-(2**63), 2**63 - 1),
     "user": STRING,
 }
 NOT_OFFERED: Mapping[str, tuple[Any, ...]] = {
-    **REFUSED,
+    # In the background runs a job elsewhere in the API; here it is what an image stands on.
+    **{name: harmless for name, harmless in REFUSED.items() if name != "background"},
     **{name: harmless for name, harmless in SINGLE.items() if name != "n"},
-    # A job in the background elsewhere in the API; here what an image stands on.
-    "background": (None, "auto", "opaque", "transparent"),
     # Other qualities are other prices, and images on the way to the last one are images too.
     "quality": (None, "auto", "standard"),
     "partial_images": (None, 0),
 }
-OURS = (*ROUTING, *(name for name in NOT_OFFERED if name != "background"))
+OURS = (*ROUTING, *NOT_OFFERED)
 
 
 def parse(incoming: Incoming) -> PaidRequest:
     """A validated request. Raises `InvalidRequest` naming the parameter, and `NotFound`."""
     body = incoming.object()
-    check_all(body, CHECKS, NOT_OFFERED)
+    check_all(body, CHECKS, NOT_OFFERED, only_known=True)
     model = named_model(body)
     if "prompt" not in body:
         raise missing("prompt", "say what the image shows")
     size = _size(body.get("size"), capable(incoming, model, IMAGES))
     count = body.get("n", 1)
-    upstream = {name: value for name, value in body.items() if name not in OURS and value is not None}
+    upstream = {name: value for name, value in body.items() if name not in OURS}
     said = {"n": count, "size": size, "response_format": body.get("response_format", "b64_json")}
     units = {f"{IMAGE_UNIT}{size}": count}
     return PaidRequest(

@@ -1,7 +1,8 @@
 """What the parsers of all paid endpoints share: checks by parameter, what is refused, and whom a model is asked of.
 
 A parser checks what it knows, takes out what is ours, refuses what nobody would pay for, and passes on the rest:
-what multiplies output, chooses models or tiers, keeps data or adds paid tools never goes upstream blindly.
+what multiplies output, chooses models or tiers, keeps data or adds paid tools never goes upstream blindly. Where
+the amount is known before (images, speech, transcriptions), what is not known is refused instead.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -127,26 +128,80 @@ GENERATION: Mapping[str, Check] = {
     "seed": integer(-(2**63), 2**63 - 1),
 }
 
-# Values that mean "nothing extra" are dropped; anything else costs or stores what nobody agreed to, or
-# (the last rows) tells a provider that is a gateway itself where to go and with whose key.
-REFUSED: Mapping[str, tuple[Any, ...]] = {
-    "best_of": (None, 1),
+# Values that mean "nothing extra" are dropped; anything else costs or stores what nobody agreed to, or tells a
+# provider where to go. Servers of OpenAI's kind read their own words, too, and theirs may go before ours: what is
+# not known here is sent on (`unknown_bytes`), so what would get past a hold has to stand in this list.
+_ELSEWHERE: Mapping[str, tuple[Any, ...]] = {
+    # Other models and tiers than were priced, what is kept, and answers that are fetched later.
     "models": (None, []),
     "route": (None,),
+    "fallbacks": (None, []),
     "service_tier": (None, "auto", "default"),
+    "priority": (None, 0),
     "store": (None, False),
     "metadata": (None, {}),
-    "plugins": (None, []),
     "background": (None, False),
-    "prediction": (None,),
-    "transforms": (None, []),
-    "fallbacks": (None, []),
+    "deferred": (None, False),
+    "lora": (None, []),
+    "lora_path": (None,),
+    "adapter_id": (None,),
+    # A gateway, or a server of a cluster: where to go, and with whose key.
     "api_key": (None,),
     "api_base": (None,),
     "base_url": (None,),
     "extra_headers": (None, {}),
     "extra_body": (None, {}),
+    "user_config": (None, {}),
+    "custom_llm_provider": (None,),
+    "bootstrap_host": (None,),
+    "kv_transfer_params": (None, {}),
 }
+# More output than the limit, or more answers than were asked for, by the words of llama.cpp, vLLM, SGLang,
+# text-generation-inference, Ollama, Cohere and Google.
+_MORE_OUTPUT: Mapping[str, tuple[Any, ...]] = {
+    "best_of": (None, 1),
+    "prediction": (None,),
+    "n_predict": (None,),
+    "num_predict": (None,),
+    "max_new_tokens": (None,),
+    "max_output_tokens": (None,),
+    "max_tokens_to_sample": (None,),
+    "max_length": (None,),
+    "thinking_budget": (None,),
+    "n_cmpl": (None, 1),
+    "num_generations": (None, 1),
+    "num_return_sequences": (None, 1),
+    "candidate_count": (None, 1),
+    "use_beam_search": (None, False),
+    "num_beams": (None, 1),
+    "beam_width": (None, 1),
+    "options": (None, {}),
+    "parameters": (None, {}),
+    "sampling_params": (None, {}),
+    "generation_config": (None, {}),
+    "generationConfig": (None, {}),
+}
+# Paid tools, and prompts that grow on the way.
+_MORE_INPUT: Mapping[str, tuple[Any, ...]] = {
+    "plugins": (None, []),
+    "transforms": (None, []),
+    "search_parameters": (None, {"mode": "off"}),
+    "enable_search": (None, False),
+    "search_options": (None, {}),
+    "enable_code_interpreter": (None, False),
+    "venice_parameters": (None, {}),
+    "compound_custom": (None, {}),
+    "search_settings": (None, {}),
+    "connectors": (None, []),
+    "data_sources": (None, []),
+    "mcp_servers": (None, []),
+    # A template may say the same words over and over; media may be made of more tokens than they have at most.
+    "chat_template": (None,),
+    "mm_processor_kwargs": (None, {}),
+    "media_io_kwargs": (None, {}),
+    "vl_high_resolution_images": (None, False),
+}
+REFUSED: Mapping[str, tuple[Any, ...]] = {**_ELSEWHERE, **_MORE_OUTPUT, **_MORE_INPUT}
 # Where the answer is one, whole, and made without the web.
 SINGLE: Mapping[str, tuple[Any, ...]] = {
     "n": (None, 1),
@@ -157,9 +212,20 @@ SINGLE: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-def check_all(body: dict[str, Any], checks: Mapping[str, Check], refused: Mapping[str, tuple[Any, ...]]) -> None:
-    """Check every member; a null that means "not said" is taken out. Raises `InvalidRequest`."""
-    for name in [name for name, value in body.items() if value is None and name in checks]:
+def check_all(
+    body: dict[str, Any],
+    checks: Mapping[str, Check],
+    refused: Mapping[str, tuple[Any, ...]],
+    *,
+    only_known: bool = False,
+) -> None:
+    """Check every member; a null that means "not said" is taken out. Raises `InvalidRequest`.
+
+    ``only_known``: what is not known here is refused. So it is where an amount is billed that is known before: then
+    any word of a provider's own may change what is made for it.
+    """
+    nulls = [name for name, value in body.items() if value is None]
+    for name in [name for name in nulls if name in checks or (only_known and name not in refused)]:
         del body[name]
     for name, value in body.items():
         check = checks.get(name)
@@ -168,6 +234,8 @@ def check_all(body: dict[str, Any], checks: Mapping[str, Check], refused: Mappin
         # False and 0 are equal in Python, and are not the same wish.
         elif name in refused and not any(value == one and type(value) is type(one) for one in refused[name]):
             raise unsupported(name)
+        elif only_known and name not in refused:
+            raise unsupported(name[:NAME_CHARACTERS_SHOWN], "not known here; leave it out")
 
 
 def unknown_bytes(body: Mapping[str, Any], known: Mapping[str, Any], refused: Mapping[str, Any]) -> int:

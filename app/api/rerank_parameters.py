@@ -1,7 +1,9 @@
 """The parameters of a rerank, as Cohere's SDK sends them to version 1 and version 2 of its API.
 
 What goes upstream is version 2: a query and documents that are strings. What is billed are search units, each up to
-100 documents; a document that is longer than 500 tokens with the query counts once for every 500.
+100 documents; a document that is longer than 500 tokens with the query counts once for every 500. Where the caller
+lets documents be cut, only a provider of Cohere's kind cuts them, and says what that came to. Any other ranks them
+whole, so they are priced whole.
 """
 
 from collections.abc import Mapping, Sequence
@@ -64,9 +66,8 @@ CHECKS: Mapping[str, Check] = {
 NOT_OFFERED: Mapping[str, tuple[Any, ...]] = {
     **REFUSED,
     **SINGLE,
-    # Spans of each document, and a place in the provider's queue: nobody has priced them.
+    # Spans of each document: nobody has priced them.
     "relevant_spans": (None,),
-    "priority": (None, 0),
 }
 OURS = (*ROUTING, *NOT_OFFERED, "max_chunks_per_doc", "rank_fields", "return_documents")
 
@@ -85,7 +86,7 @@ def parse(incoming: Incoming) -> PaidRequest:
     documents = _documents(body)
     upstream = {name: value for name, value in body.items() if name not in OURS}
     if "max_chunks_per_doc" in body:
-        # Of two cuts the shorter counts, where it is sent as where it is priced.
+        # Of two cuts the shorter counts.
         cut = body["max_chunks_per_doc"] * TOKENS_PER_CHUNK
         upstream["max_tokens_per_doc"] = min(cut, body.get("max_tokens_per_doc", cut))
     returned = body["documents"] if body.get("return_documents") else ()
@@ -102,28 +103,24 @@ def parse(incoming: Incoming) -> PaidRequest:
         wishes=wishes(body),
         first_byte_timeout_s=first_byte_timeout_s(body),
         idempotency_key=incoming.idempotency_key,
-        units={SEARCH_UNIT: search_units(documents, body, beside=beside, bytes_per_token=1)},
+        units={SEARCH_UNIT: search_units(documents, body["query"], beside=beside)},
         units_expected={
-            SEARCH_UNIT: search_units(documents, body, beside=beside, bytes_per_token=BYTES_PER_TOKEN_EXPECTED)
+            SEARCH_UNIT: search_units(documents, body["query"], beside=beside, bytes_per_token=BYTES_PER_TOKEN_EXPECTED)
         },
         shape=RerankShape(version=version, documents=tuple(returned)),
     )
 
 
-def search_units(
-    documents: Sequence[str], body: Mapping[str, Any], *, beside: int = 0, bytes_per_token: int = 1
-) -> int:
+def search_units(documents: Sequence[str], query: str, *, beside: int = 0, bytes_per_token: int = 1) -> int:
     """Search units of a rerank where a token has so many bytes: with 1, no provider can count more.
 
-    ``beside`` are bytes of parameters that may be made part of the query. A document is cut where the caller says so.
+    ``beside`` are bytes of parameters that may be made part of the query.
     """
-    query = _tokens(len(body["query"].encode()) + beside, bytes_per_token)
-    chunks_max = body.get("max_chunks_per_doc", PER_DOCUMENT_MAX)
-    tokens_max = body.get("max_tokens_per_doc", chunks_max * TOKENS_PER_CHUNK)
+    asked = _tokens(len(query.encode()) + beside, bytes_per_token)
     counted = 0
     for document in documents:
-        tokens = min(_tokens(len(document.encode()), bytes_per_token), tokens_max)
-        counted += min(max(1, -(-(query + tokens) // TOKENS_PER_CHUNK)), chunks_max)
+        tokens = asked + _tokens(len(document.encode()), bytes_per_token)
+        counted += max(1, -(-tokens // TOKENS_PER_CHUNK))
     return -(-counted // DOCUMENTS_PER_UNIT)
 
 

@@ -20,8 +20,11 @@ from app.units import SEARCH_UNIT, SECOND
 TEXT = "text/plain; charset=utf-8"
 VTT = "text/vtt; charset=utf-8"
 BYTES_PER_FLOAT = 4
-# Vectors that are written out in a moment.
-ROWS_INLINE_MAX = 32
+# Numbers of vectors that are written out in a moment: some milliseconds.
+NUMBERS_INLINE_MAX = 50_000
+# What a row costs beside its numbers, and how much base64 a number is.
+NUMBERS_PER_ROW = 16
+CHARACTERS_PER_NUMBER = 5
 MS_PER_SECOND = 1000
 SUBTITLE_SECONDS_MAX = 100 * 3600
 IMAGE_MEMBERS = ("b64_json", "url", "revised_prompt")
@@ -57,7 +60,10 @@ class EmbeddingsShape(Shape):
     def is_large(self, body: Mapping[str, Any]) -> bool:
         """Whether `prepared` would hold the event loop for long."""
         data = body.get("data")
-        return isinstance(data, list) and len(data) > ROWS_INLINE_MAX
+        if not isinstance(data, list):
+            return False
+        numbers = len(data) * NUMBERS_PER_ROW
+        return numbers > NUMBERS_INLINE_MAX or numbers + sum(map(_numbers_of, data)) > NUMBERS_INLINE_MAX
 
     def prepared(self, body: dict[str, Any]) -> dict[str, Any]:
         """The body with its vectors in the encoding that was asked for, written out."""
@@ -88,6 +94,14 @@ class EmbeddingsShape(Shape):
         if self.encoding == "float":
             return floats(vector) if isinstance(vector, str) else vector
         return packed(vector) if isinstance(vector, list) else vector
+
+
+def _numbers_of(row: Any) -> int:
+    """How many numbers a row has, about."""
+    vector = row.get("embedding") if isinstance(row, dict) else None
+    if isinstance(vector, str):
+        return len(vector) // CHARACTERS_PER_NUMBER
+    return len(vector) if isinstance(vector, list) else 0
 
 
 def floats(text: str) -> Any:

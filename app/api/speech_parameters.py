@@ -1,4 +1,7 @@
-"""The parameters of speech: a text, a voice, and audio out. What is billed is known before it is sent."""
+"""The parameters of speech: a text, a voice, and audio out. What is billed is known before it is sent.
+
+So only what is known goes upstream: some servers read the text from members of other names.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -69,7 +72,7 @@ OURS = (*ROUTING, *NOT_OFFERED, "stream_format")
 def parse(incoming: Incoming) -> PaidRequest:
     """A validated request. Raises `InvalidRequest` naming the parameter, and `NotFound`."""
     body = incoming.object()
-    check_all(body, CHECKS, NOT_OFFERED)
+    check_all(body, CHECKS, NOT_OFFERED, only_known=True)
     model = named_model(body)
     for name in ("input", "voice"):
         if name not in body:

@@ -1,7 +1,8 @@
 """The parameters of a transcription: a form with an audio file, billed by the second of audio.
 
 Nobody knows how long the audio is before it is decoded, so what may be billed is bounded by its bytes
-(`app.api.audio_length`), and what is billed is what the provider reports within that.
+(`app.api.audio_length`), and what is billed is what the provider reports within that. Only fields that are known go
+upstream: a server may take other audio than the file's from a field, such as what is at a URL.
 """
 
 import re
@@ -115,7 +116,7 @@ def parse(incoming: Incoming) -> PaidRequest:
         raise PayloadTooLarge(f"the form is larger than {bytes_max} bytes", param=FILE)
     form = parse_form(incoming.content, incoming.content_type, file_field=FILE)
     body = _body(form)
-    check_all(body, CHECKS, NOT_OFFERED)
+    check_all(body, CHECKS, NOT_OFFERED, only_known=True)
     model = named_model(body)
     wanted = body.get("response_format", "json")
     if GRANULARITY in body and wanted != VERBOSE:

@@ -25,7 +25,8 @@ PATHS: Mapping[str, str] = {
     SPEECH.name: "/audio/speech",
     IMAGES.name: "/images/generations",
 }
-# Cohere's alone: no other server knows them, and the documents are the client's own.
+# Cohere's alone: no other server knows them, and the documents are the client's own. Here they are ranked, and
+# have been priced, whole.
 _OF_COHERE = frozenset({"return_documents", "rank_fields", "max_chunks_per_doc", "max_tokens_per_doc", "priority"})
 LAST_FORMAT = "json"
 # As numbers in JSON so many vectors would be several times as long, and past the bound on answers. Clients get them

@@ -96,6 +96,48 @@ NOT_OFFERED: dict[str, list[Any]] = {
     "base_url": ["http://10.0.0.1"],
     "extra_headers": [{"a": "b"}],
     "extra_body": [{"a": "b"}],
+    "priority": [1, -1, False],
+    "deferred": [True],
+    "lora": [[{"id": 0, "scale": 1.0}]],
+    "lora_path": ["other"],
+    "adapter_id": ["other"],
+    "user_config": [{"model_list": []}],
+    "custom_llm_provider": ["other"],
+    "bootstrap_host": ["10.0.0.1"],
+    "kv_transfer_params": [{"remote_host": "10.0.0.1"}],
+    "n_predict": [100_000, -1, 1],
+    "num_predict": [100_000],
+    "max_new_tokens": [100_000],
+    "max_output_tokens": [100_000],
+    "max_tokens_to_sample": [100_000],
+    "max_length": [100_000],
+    "thinking_budget": [38_912, 0],
+    "n_cmpl": [8, True],
+    "num_generations": [5],
+    "num_return_sequences": [4],
+    "candidate_count": [8],
+    "use_beam_search": [True, 1],
+    "num_beams": [8],
+    "beam_width": [8],
+    "options": [{"num_predict": 100_000}],
+    "parameters": [{"max_new_tokens": 100_000}],
+    "sampling_params": [{"max_new_tokens": 100_000}],
+    "generation_config": [{"maxOutputTokens": 100_000}],
+    "generationConfig": [{"maxOutputTokens": 100_000}],
+    "search_parameters": [{"mode": "on"}, {}, {"mode": "off", "sources": []}],
+    "enable_search": [True, 0],
+    "search_options": [{"forced_search": True}],
+    "enable_code_interpreter": [True],
+    "venice_parameters": [{"enable_web_search": "on"}],
+    "compound_custom": [{"tools": {"enabled_tools": ["web_search"]}}],
+    "search_settings": [{"country": "GB"}],
+    "connectors": [[{"id": "web-search"}]],
+    "data_sources": [[{"type": "azure_search"}]],
+    "mcp_servers": [[{"type": "url", "url": "http://10.0.0.1"}]],
+    "chat_template": ["{% for i in range(9999) %}{{ messages }}{% endfor %}"],
+    "mm_processor_kwargs": [{"max_pixels": 10**9}],
+    "media_io_kwargs": [{"video": {"num_frames": -1}}],
+    "vl_high_resolution_images": [True],
 }
 
 
@@ -213,6 +255,13 @@ def test_tools_name_the_one_that_is_wrong(wrong: Any) -> None:
     assert refused(tools=[TOOL, wrong]).param == "tools[1]"
 
 
+def test_tool_of_a_servers_own_is_refused_by_its_name() -> None:
+    assert refused(tools=[{"googleSearch": {}}]).param == "tools[0].googleSearch"
+    assert refused(tools=[TOOL, {**TOOL, "search_context_size": "high"}]).param == "tools[1].search_context_size"
+    cached = {**TOOL, "cache_control": {"type": "ephemeral"}, "strict": True}
+    assert parse(tools=[cached]).body["tools"] == [cached]
+
+
 # Routing.
 
 
@@ -316,6 +365,7 @@ def test_members_of_provider_that_are_null_are_left_out() -> None:
         ),
         (user({"type": "image_url", "image_url": {"url": "https://images.example/a.png"}}), (0, 1, 1, 0)),
         (user({"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}}), (0, 1, 0, 8)),
+        (user({"type": "input_audio", "input_audio": {"data": "data:;base64,UklGRg=="}}), (0, 1, 0, 21)),
         ([{"role": "assistant", "content": None, "refusal": "x"}], (len('{"refusal":"x"}'), 1, 0, 0)),
         ([{"role": "tool", "content": "5", "tool_call_id": "c"}], (1 + len('{"tool_call_id":"c"}'), 1, 0, 0)),
     ],
@@ -325,12 +375,53 @@ def test_prompt_is_measured_by_its_parts(messages: list[Any], size: tuple[int, .
     assert (found.text_bytes, found.messages, found.images, found.audio_bytes) == size
 
 
-@pytest.mark.parametrize("name", ["tools", "response_format", "functions", "documents", "chat_template"])
+@pytest.mark.parametrize(
+    "name", ["tools", "response_format", "functions", "documents", "chat_template_kwargs", "tool_choice"]
+)
 def test_what_may_become_prompt_counts_as_prompt(name: str) -> None:
-    value: Any = {"tools": [TOOL], "response_format": {"type": "json_schema", "json_schema": TOOL}}.get(
-        name, ["x" * 99]
-    )
+    values = {
+        "tools": [TOOL],
+        "tool_choice": {"type": "function", "function": {"name": "x" * 99}},
+        "response_format": {"type": "json_schema", "json_schema": TOOL},
+    }
+    value: Any = values.get(name, ["x" * 99])
     assert parse(**{name: value}).size.text_bytes == 5 + len(orjson.dumps(value))
+
+
+LONG = "x" * 100_000
+SOUND = {"data": "UklGRg==", "format": "wav"}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "text", "text": "a", "more": LONG},
+        {"type": "refusal", "refusal": "a", "text": LONG},
+        {"type": "text", "text": "a", "cache_control": {"type": "ephemeral", "more": LONG}},
+        {"type": "image_url", "image_url": {"url": IMAGE, "detail": LONG}},
+        {"type": "image_url", "image_url": {"url": IMAGE, "alt": LONG}},
+        {"type": "image_url", "image_url": IMAGE, "text": LONG},
+        {"type": "input_audio", "input_audio": {**SOUND, "transcript": LONG}},
+        {"type": "input_audio", "input_audio": {**SOUND, "format": LONG}},
+        {"type": "input_audio", "input_audio": SOUND, "text": [{"nested": LONG}]},
+    ],
+)
+def test_members_of_a_part_that_are_not_known_count_as_prompt(part: dict[str, Any]) -> None:
+    request = parse(messages=user(part))
+    assert request.body["messages"][0]["content"] == [part]
+    assert len(LONG) < request.size.text_bytes < len(LONG) + 100
+
+
+@pytest.mark.parametrize("cached", [{"type": "ephemeral"}, {"type": "ephemeral", "ttl": "1h"}, None])
+def test_members_of_a_part_that_are_no_prompt_are_sent_on_and_cost_nothing(cached: Any) -> None:
+    parts = [
+        {"type": "text", "text": "fare", "cache_control": cached},
+        {"type": "image_url", "image_url": {"url": IMAGE, "detail": "high"}, "cache_control": cached},
+        {"type": "input_audio", "input_audio": SOUND, "cache_control": cached},
+    ]
+    request = parse(messages=user(*parts))
+    assert request.body["messages"][0]["content"] == parts
+    assert request.size.text_bytes == len("fare")
 
 
 def test_audio_is_priced_where_it_is_said_or_heard() -> None:
@@ -381,6 +472,8 @@ def test_media_that_a_provider_would_fetch_are_refused(url: Any) -> None:
         ({"role": "user", "content": [{"type": "file", "file": {"file_id": "x"}}]}, "messages[1].content[0]"),
         ({"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}, "messages[1].content[0]"),
         ({"role": "user", "content": [{"type": "input_audio", "input_audio": "x"}]}, "messages[1].content[0]"),
+        (user({"type": "input_audio", "input_audio": {"data": "https://10.0.0.1/a.wav"}})[0], "messages[1].content[0]"),
+        (user({"type": "input_audio", "input_audio": {"data": "file:///a.wav"}})[0], "messages[1].content[0]"),
     ],
 )
 def test_message_that_is_wrong_is_named(message: Any, param: str) -> None:

@@ -50,6 +50,11 @@ REFUSED_CASES: dict[str, list[Any]] = {
     "best_of": [2],
     "service_tier": ["flex"],
     "models": [["a"]],
+    "n_predict": [100_000],
+    "max_new_tokens": [100_000],
+    "n_cmpl": [8],
+    "use_beam_search": [True],
+    "options": [{"num_predict": 100_000}],
     "web_search": [True],
     "web_search_options": [{}],
 }

@@ -26,9 +26,10 @@ def refused(**parameters: Any) -> InvalidRequest:
 
 
 def test_request_is_one_of_images() -> None:
-    request = parse(user="u", style="vivid", background="transparent", quality="standard", moderation="low")
+    known = {"user": "u", "style": "vivid", "moderation": "low", "seed": 7, "negative_prompt": "rain"}
+    request = parse(background="transparent", quality="standard", **known)
     assert (request.endpoint, request.path, request.shape) == (IMAGES, PATH, IMAGES_SHAPE)
-    asked = {"model": "paints", "prompt": "A sunset", "user": "u", "style": "vivid", "moderation": "low"}
+    asked = {"model": "paints", "prompt": "A sunset", **known}
     defaults = {"n": 1, "size": "1024x1024", "response_format": "b64_json", "background": "transparent"}
     assert request.body == {**asked, **defaults}
 
@@ -78,6 +79,21 @@ def test_size_without_a_price_is_refused_with_those_that_have_one(size: str) -> 
         ("quality", "hd"),
         ("quality", "high"),
         ("background", True),
+        ("background", False),
+        ("negative_prompt", ["rain"]),
+        ("seed", "7"),
+        ("width", 2048),
+        ("height", 2048),
+        ("steps", 500),
+        ("num_inference_steps", 500),
+        ("image_size", "2048x2048"),
+        ("resolution", "4k"),
+        ("aspect_ratio", "21:9"),
+        ("num_images", 10),
+        ("batch_size", 10),
+        ("upscale", True),
+        ("enable_search", True),
+        ("anything", ""),
         ("partial_images", 2),
         ("stream", True),
         ("user", 1),
@@ -87,3 +103,11 @@ def test_size_without_a_price_is_refused_with_those_that_have_one(size: str) -> 
 )
 def test_parameter_that_is_wrong_or_dearer_is_named(name: str, value: Any) -> None:
     assert refused(**{name: value}).param == name
+
+
+def test_nothing_is_sent_that_was_not_said() -> None:
+    assert parse(width=None, background=None, seed=None).body == parse().body
+
+
+def test_name_that_is_not_known_is_shown_in_part() -> None:
+    assert refused(**{"w" * 5000: 1}).param == "w" * 100

@@ -78,6 +78,26 @@ def test_what_is_no_vector_stays(vector: Any, encoding: Any) -> None:
     assert whole(EmbeddingsShape(encoding=encoding), body)["data"][0]["embedding"] == vector
 
 
+@pytest.mark.parametrize(
+    ("data", "large"),
+    [
+        ([{"embedding": [0.5] * 1536}] * 30, False),
+        ([{"embedding": [0.5] * 1536}] * 33, True),
+        # Few rows of many numbers, and many rows of few.
+        ([{"embedding": [0.5] * 65_536}], True),
+        ([{"embedding": "A" * 300_000}], True),
+        ([{"embedding": "A" * 8192}] * 20, False),
+        ([{"embedding": [0.5]}] * 100, False),
+        ([{}] * 4000, True),
+        ([1, None, {"embedding": 5}], False),
+        ("x" * 100_000, False),
+        (None, False),
+    ],
+)
+def test_answer_is_large_by_its_numbers(data: Any, large: bool) -> None:
+    assert EmbeddingsShape().is_large({"data": data}) is large
+
+
 # Reranks.
 
 RESULTS = [

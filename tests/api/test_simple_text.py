@@ -183,10 +183,10 @@ def test_several_texts_have_their_vectors_in_their_order() -> None:
 @pytest.mark.parametrize("encoding", ["float", "base64"])
 def test_many_texts_have_all_their_vectors(encoding: Any) -> None:
     """An answer with many vectors is prepared before it is charged for."""
-    shape, body = SimpleEmbeddings(encoding, several=True), vectors(*((index, [1.0]) for index in range(100)))
+    shape, body = SimpleEmbeddings(encoding, several=True), vectors(*((index, [1.0] * 600) for index in range(100)))
     assert shape.is_large(body)
     found = answer(shape, shape.prepared(body), EMBEDDED)
-    assert (len(found["embeddings"]), found["dimensions"]) == (100, 1)
+    assert (len(found["embeddings"]), found["dimensions"]) == (100, 600)
     assert found == answer(shape, body, EMBEDDED)
 
 

@@ -75,6 +75,11 @@ def test_voice_is_a_name_or_an_id(voice: Any) -> None:
         ("n", 2, "n"),
         ("service_tier", "priority", "service_tier"),
         ("model", "m", "model"),
+        ("text", "x" * 100_000, "text"),
+        ("inputs", "x" * 100_000, "inputs"),
+        ("ref_audio", "http://10.0.0.1/a.wav", "ref_audio"),
+        ("max_new_tokens", 100_000, "max_new_tokens"),
+        ("x" * 500, 1, "x" * 100),
     ],
 )
 def test_parameter_that_is_wrong_is_named(name: str, value: Any, param: str) -> None:

@@ -48,12 +48,11 @@ def test_request_is_one_of_transcriptions() -> None:
         part("response_format", "json"),
         part("stream", "false"),
         part("timeout_ms", "500"),
-        part("vad_filter", "true"),
         filename="C:/Private/Secret plans.WAV",
     )
     assert (request.endpoint, request.path, request.stream) == (TRANSCRIPTIONS, PATH, False)
     said = {"language": "en", "prompt": "Farebox", "temperature": 0.5, "response_format": "json"}
-    assert request.body == {"model": "transcribes", **said, "vad_filter": "true"}
+    assert request.body == {"model": "transcribes", **said}
     assert request.first_byte_timeout_s == 0.5
     assert request.upload is not None
     # The client's own name for it is nobody's business.
@@ -92,7 +91,8 @@ def test_what_tells_the_duration_is_asked_for(wanted: str | None, asked: str) ->
         # Half a megabyte that says nothing, or a second: as much as it may hold, within what the model takes.
         (webm(None, more=bytes(400_000)), "a.webm", 534, 101),
         (webm(None, more=bytes(900_000)), "a.webm", 600, 226),
-        (ogg(48_000, more=bytes(400_000)), "a.ogg", 534, 1),
+        # A second is said of what is seven at the least.
+        (ogg(48_000, more=bytes(400_000)), "a.ogg", 534, 7),
         (webm(None, more=bytes(9_000_000)), "a.webm", 600, 600),
     ],
 )
@@ -176,6 +176,12 @@ def test_granularities_belong_to_the_long_form(name: str) -> None:
         ("provider", "openai", "provider"),
         ("timeout_ms", "0", "timeout_ms"),
         ("api_base", "http://10.0.0.1", "api_base"),
+        ("url", "http://10.0.0.1/two-hours.mp3", "url"),
+        ("file_url", "http://10.0.0.1", "file_url"),
+        ("audio_url", "http://10.0.0.1", "audio_url"),
+        ("vad_filter", "true", "vad_filter"),
+        ("timestamp_granularities[0]", "word", "timestamp_granularities[0]"),
+        ("x" * 500, "1", "x" * 100),
     ],
 )
 def test_parameter_that_is_wrong_is_named(name: str, value: str, param: str) -> None:
