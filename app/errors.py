@@ -31,6 +31,9 @@ Each class owns its HTTP status, its OpenAI ``type`` and ``code``, and whether a
 from collections.abc import Sequence
 from typing import ClassVar
 
+# Types of payment problems stand below it (RFC 9457).
+PROBLEMS = "https://paymentauth.org/problems/"
+
 
 class FareboxError(Exception):
     """The root: a message for people and the fields of the error body."""

@@ -1,19 +1,24 @@
 """The bytes of one paid answer: its headers, a whole body, a stream's end, and what a replay keeps."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from app.admission import PaidRequest
 from app.answer import Headers, Transcript, error_event
 from app.ledger.operation import Captured
 from app.metering import StreamMeter
 from app.money import format_usd
-from app.rails.session import Session
 from app.reckoning import Ending, spoken_usage
 from app.routing.candidates import Candidate
 from app.shapes import Told
 from app.upstream.provider import DONE
 from app.upstream.sse import frame
+
+if TYPE_CHECKING:
+    from app.rails.session import Session
 
 
 @dataclass(frozen=True, slots=True)

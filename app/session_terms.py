@@ -3,15 +3,20 @@
 Everything else is the one code path of `app/paid_job.py`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from app.admission import PaidRequest, Plan, refusal
 from app.errors import BillingRefused, FareboxError, InvalidRequest, PaymentProblem
 from app.ledger.operation import Admit, ClaimFound, Refused, Result
 from app.money import NanoUsd, format_usd
-from app.rails.session import Say, Session
 from app.settings import LedgerSettings
+
+if TYPE_CHECKING:
+    from app.rails.session import Say, Session
 
 Submit = Callable[[Admit], Awaitable[Result]]
 

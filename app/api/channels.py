@@ -4,26 +4,33 @@ A payer is proven by a voucher that no chain has published, in a ``Payment`` cre
 this server will do.
 """
 
+from __future__ import annotations
+
 import asyncio
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from app.api.services import services
-from app.channels.store import ChannelRecord, ReceiptRecord
 from app.clock import to_rfc3339
 from app.errors import InvalidRequest, NotFound
 from app.money import BaseUnits, base_units_up
-from app.mpp.descriptor import hash_of
-from app.rails.challenger import Ask
 from app.rails.credential import is_payment, malformed, parse
+
+if TYPE_CHECKING:
+    from app.channels.store import ChannelRecord, ReceiptRecord
 
 NO_STORE = {"cache-control": "no-store"}
 
 
 async def channel(request: Request) -> Response:
     """One channel. Raises `NotFound`, or `PaymentProblem` for a credential that is not good."""
+    # A server that no wallet pays does not need them.
+    from app.mpp.descriptor import hash_of
+    from app.rails.challenger import Ask
+
     found = services(request)
     headers = dict(request.headers.raw)
     try:

@@ -12,7 +12,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.api import discovery_document, discovery_text
 from app.api.services import Services, services
 
 # As the draft recommends: a new process may have new prices.
@@ -45,6 +44,9 @@ class Pages:
     @classmethod
     def of(cls, found: Services) -> "Pages":
         """Make them."""
+        # Needed once somebody asks, and not by a server that starts.
+        from app.api import discovery_document, discovery_text
+
         models = found.proxy.catalog.models
         document = orjson.dumps(discovery_document.build(found.settings, models))
         text = discovery_text.build(found.settings, models)

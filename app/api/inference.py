@@ -4,9 +4,12 @@ The request waits for the job and for ``receive()``; a disconnect ends a stream,
 is finished and billed once. Nothing here awaits money: the job does.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -14,7 +17,6 @@ from app import log, metrics
 from app.admission import PaidRequest
 from app.api.incoming import Incoming, Parse
 from app.api.problems import problem
-from app.api.wallets import Wallets
 from app.deadline import Deadline
 from app.delivery import EVENT_STREAM
 from app.errors import (
@@ -32,9 +34,11 @@ from app.proxy import PaidJob, Proxy
 from app.rails import idempotency
 from app.rails.credential import is_payment, is_wallet
 from app.rails.credential import parse as parse_credential
-from app.rails.mpp_charge import CHARGE_INTENT
 from app.rails.rail import Rail
 from app.shapes import OPENAI, Shape
+
+if TYPE_CHECKING:
+    from app.api.wallets import Wallets
 
 STREAM_HEADERS = [
     (b"cache-control", b"no-cache, no-transform"),
@@ -156,7 +160,7 @@ class PaidEndpoint:
         request = self._parsed(scope["path"], headers, content)
         # Everything that can be refused without the payer's money is refused before it moves.
         self._proxy.make_sure_of_room()
-        if credential.challenge.intent == CHARGE_INTENT:
+        if wallets.pays_once(credential):
             payer, request = await wallets.paid_once(credential, scope["path"], headers, request)
         else:
             payer, request = await wallets.authenticate(credential, scope["path"], headers, request)

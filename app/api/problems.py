@@ -2,8 +2,7 @@
 
 import orjson
 
-from app.errors import FareboxError, MethodNotAllowed, PaymentProblem
-from app.mpp.session import PROBLEMS
+from app.errors import PROBLEMS, FareboxError, MethodNotAllowed, PaymentProblem
 from app.shapes import OPENAI, Shape
 
 Headers = list[tuple[bytes, bytes]]

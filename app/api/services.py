@@ -1,12 +1,13 @@
 """What the routes are given: made once in the composition root, read from ``request.app.state.services``."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine
 from starlette.requests import Request
 
-from app.api.wallets import Wallets
-from app.channels.store import ChannelStore
 from app.clock import Clock
 from app.ledger.journal import Journal
 from app.ledger.price_store import PriceStore
@@ -16,6 +17,10 @@ from app.rails.key_store import KeyStore
 from app.rails.rail import Rail
 from app.reconcile.usage_store import UsageStore
 from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.api.wallets import Wallets
+    from app.channels.store import ChannelStore
 
 
 @dataclass(frozen=True, slots=True)

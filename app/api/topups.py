@@ -4,10 +4,11 @@
 the same body with ``Authorization: Payment`` -> credited once, however often it is sent
 """
 
-import asyncio
-from typing import Any
+from __future__ import annotations
 
-from mpp import Credential
+import asyncio
+from typing import TYPE_CHECKING, Any
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -19,9 +20,13 @@ from app.api.services import services
 from app.errors import AuthenticationFailed, InvalidRequest, NotFound, PaymentProblem
 from app.ledger.account import CUSTOMER_PREFIX
 from app.money import NanoUsd, format_usd, parse_usd
-from app.rails.challenger import Ask
 from app.rails.credential import is_payment, parse
-from app.rails.mpp_charge import ChargeRail
+
+if TYPE_CHECKING:
+    from mpp import Credential
+
+    from app.rails.challenger import Ask
+    from app.rails.mpp_charge import ChargeRail
 
 ROUTE = "/v1/topups"
 BODY_BYTES_MAX = 4096
@@ -34,6 +39,8 @@ async def top_up(request: Request) -> Response:
     wallets = found.wallets
     if wallets is None or wallets.charge is None:
         raise NotFound("top-ups from wallets are not offered here", code="topups_not_offered")
+    from app.rails.challenger import Ask
+
     headers = dict(request.headers.raw)
     try:
         content = await read_body(

@@ -93,6 +93,11 @@ class Wallets:
         return charge.payer(paid), replace(request, prices=promised, idempotency_key=key)
 
     @staticmethod
+    def pays_once(credential: Credential) -> bool:
+        """Whether it is one transfer for one answer."""
+        return credential.challenge.intent == CHARGE_INTENT
+
+    @staticmethod
     def manages(credential: Credential) -> bool:
         """Whether the action is one that never buys content, whatever body came with it."""
         payload = credential.payload

@@ -8,7 +8,6 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 
-import psycopg
 from sqlalchemy import Engine
 
 from app import log
@@ -51,6 +50,9 @@ class Listener:
             await asyncio.wait((self._task,))
 
     async def _run(self) -> None:
+        # An SQLite server has no use for it, and waits for nobody else's driver.
+        import psycopg
+
         while True:
             try:
                 await self._listen()
@@ -59,6 +61,8 @@ class Listener:
             await asyncio.sleep(RETRY_PAUSE_S)
 
     async def _listen(self) -> None:
+        import psycopg
+
         async with await psycopg.AsyncConnection.connect(
             self._conninfo,
             autocommit=True,

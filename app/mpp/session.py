@@ -20,7 +20,6 @@ Action = Literal["open", "voucher", "topUp", "close"]
 ACTIONS: tuple[Action, ...] = ("open", "voucher", "topUp", "close")
 # uint128 has 39 digits; a longer text is refused before it is a number.
 DIGITS_MAX = 39
-PROBLEMS = "https://paymentauth.org/problems/"
 
 
 class PayloadMalformed(ValueError):

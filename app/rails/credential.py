@@ -1,14 +1,16 @@
 """The ``Payment`` scheme's credential in a request's head. It is never logged."""
 
+from __future__ import annotations
+
 import base64
 import json
 from collections.abc import Mapping
-from typing import Any
-
-from mpp import Credential
-from mpp._parsing import ParseError
+from typing import TYPE_CHECKING, Any
 
 from app.errors import PaymentMalformed
+
+if TYPE_CHECKING:
+    from mpp import Credential
 
 SCHEME = "payment"
 # What an OpenAI SDK sends when its user pays by wallet: it cannot leave the key out.
@@ -36,6 +38,10 @@ def is_wallet(headers: Mapping[bytes, bytes]) -> bool:
 
 def parse(headers: Mapping[bytes, bytes]) -> Credential:
     """The credential. Raises `PaymentMalformed`, also for two of them."""
+    # A server that no wallet pays does not need it.
+    from mpp import Credential
+    from mpp._parsing import ParseError
+
     text = headers.get(b"authorization", b"").decode("latin-1").strip()
     token = text.partition(" ")[2].strip()
     if "," in token or " " in token:

@@ -3,13 +3,17 @@
 Everything after "is there an account, and can it hold this much?" is one code path.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from app.ledger.budget import KeyCondition
-from app.rails.session import Session
 from app.routing.wishes import Wishes
+
+if TYPE_CHECKING:
+    from app.rails.session import Session
 
 
 @dataclass(frozen=True, slots=True)

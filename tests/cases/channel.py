@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 from mpp import Credential
 
+from app.errors import PROBLEMS
 from app.ledger.account import channel_account
-from app.mpp.session import PROBLEMS
 from tests.chain.faulty_node import FaultyNode
 from tests.devnet_fixtures import TempoChain
 from tests.serving import FareboxServer
