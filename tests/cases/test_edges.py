@@ -285,7 +285,7 @@ def test_every_logged_line_is_one_json_event(edge: Edge) -> None:
 @pytest.mark.parametrize("name", ["crlf", "cr", "bytewise", "big"])
 def test_however_a_stream_is_framed_it_leaves_in_one_form(name: str, edge: Edge) -> None:
     payer = edge.server.payer()
-    found = stream(edge.server, payer, name)
+    found = stream(edge.server, payer, name, max_tokens=100_000)
     lines = found.raw.split(b"\n")
     assert {line[:6] for line in lines} == {b"", b"data: "}
     assert b"\r" not in found.raw

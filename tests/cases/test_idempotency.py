@@ -156,9 +156,9 @@ def test_refused_request_does_not_take_its_key(farebox: FareboxServer) -> None:
 @pytest.mark.parametrize("streams", [False, True])
 def test_answer_past_the_bound_is_not_kept_and_says_so(farebox: FareboxServer, streams: bool) -> None:
     payer = farebox.payer()
-    first = whole(farebox, payer, "dialect/big", headers=KEY, stream=streams)
+    first = whole(farebox, payer, "dialect/big", headers=KEY, stream=streams, max_tokens=100_000)
     assert len(first.content) > answers.BIG_BYTES
-    again = whole(farebox, payer, "dialect/big", headers=KEY, stream=streams)
+    again = whole(farebox, payer, "dialect/big", headers=KEY, stream=streams, max_tokens=100_000)
     assert conflict(again) == "idempotency_answer_not_kept"
     assert again.headers["x-should-retry"] == "false"
     assert first.headers["x-request-id"] in again.json()["error"]["message"]
