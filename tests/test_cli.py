@@ -261,6 +261,18 @@ def test_usage_by_row_and_added_up(shell: Shell, books: LiveBooks) -> None:
     assert len(shell.json("usage", "--to", "2025-10-09", "--customer", row["key_id"])["data"]) == 1
 
 
+def test_usage_shows_what_is_no_token(shell: Shell, books: LiveBooks, engine: Engine) -> None:
+    assert "web_search" not in shell.run("usage").stdout
+    with engine.connect().execution_options(writes=True) as connection, connection.begin():
+        units = '{"image:1024x1024":3,"web_search":2}'
+        connection.execute(text("UPDATE outcomes SET units = :units"), {"units": units})
+    (row,) = shell.json("usage")["data"]
+    assert row["units"] == {"image:1024x1024": 3, "web_search": 2}
+    assert "image:1024x1024 3, web_search 2" in shell.run("usage").stdout
+    (shown,) = csv.DictReader(io.StringIO(shell.run("usage", "--csv").stdout, newline=""))
+    assert shown["units"] == units
+
+
 def test_usage_as_csv(shell: Shell, books: LiveBooks) -> None:
     (row,) = csv.DictReader(io.StringIO(shell.run("usage", "--csv").stdout, newline=""))
     assert (row["id"], row["cost"]) == ("req_1", "0.000292")

@@ -27,6 +27,7 @@ _ROW_COLUMNS = {
     "status": "STATUS",
     "prompt_tokens": "IN",
     "completion_tokens": "OUT",
+    "units": "OTHER UNITS",
     "cost": "CHARGED",
     "provider_cost": "COST",
 }
