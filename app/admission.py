@@ -213,8 +213,7 @@ def plan_for(
         prompt_max = bounds.prompt_tokens_max(
             prompt_max, options=request.search, output_limit=limit, context_window=context
         )
-    audio = request.audio
-    dearest = [_dearest(candidate, request, audio=audio) for candidate in candidates]
+    dearest = [_dearest(candidate, request) for candidate in candidates]
     input_price, output_price, unit_price = (PicoUsd(max(prices)) for prices in zip(*dearest, strict=True))
     window = min(ledger.window_tokens_min * request.choices, limit * request.choices)
     return Plan(
@@ -235,12 +234,12 @@ def plan_for(
     )
 
 
-def _dearest(candidate: Candidate, request: PaidRequest, *, audio: bool) -> tuple[int, int, int]:
+def _dearest(candidate: Candidate, request: PaidRequest) -> tuple[int, int, int]:
     """The most that a token of the prompt, a token of output and all units together cost at one provider.
 
     Raises `NoProviderAvailable` for a unit that it does not sell.
     """
-    price, endpoint = candidate.price, request.endpoint
+    price, endpoint, audio = candidate.price, request.endpoint, request.audio
     if not price.sells(request.units):
         raise NoProviderAvailable(f"{candidate.model.id} has no price for what this request uses")
     return (

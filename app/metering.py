@@ -7,7 +7,7 @@ chunks; the provider's usage is taken from wherever it stands, and the last repo
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -309,8 +309,3 @@ def _details(report: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _first(*counts: int | None) -> int:
     return next((count for count in counts if count), 0)
-
-
-def total_bytes(parts: Iterable[bytes]) -> int:
-    """The size of a list of frames."""
-    return sum(map(len, parts))

@@ -40,9 +40,8 @@ class Answer:
         """Before the capture: of a stream's head; after it: of a whole answer, with its cost."""
         headers = [("x-request-id", self.id), ("id", self.id)]
         if self.served is not None:
-            provider = self.served.provider
-            headers.append(("x-farebox-provider", provider.name))
-            headers.append(("backend", f"engine_type={provider.engine_type}, machine_name={provider.machine_name}"))
+            headers.append(("x-farebox-provider", self.served.provider.name))
+            headers.append(("backend", ", ".join(f"{name}={value}" for name, value in self.backend.items())))
         if captured is not None:
             headers.append(("x-farebox-cost", format_usd(captured.charged)))
         elif self.served is not None and self.request.endpoint.answer == "bytes":
@@ -59,13 +58,17 @@ class Answer:
             headers.append(("cache-control", "private" if captured is not None else "private, no-cache, no-transform"))
         return headers
 
+    @property
+    def backend(self) -> dict[str, str]:
+        """What clients are told of where their answer was made."""
+        if self.served is None:
+            return {}
+        provider = self.served.provider
+        return {"engine_type": provider.engine_type, "machine_name": provider.machine_name}
+
     def whole(self, ending: Ending, captured: Captured) -> tuple[str, bytes]:
         """A whole answer's media type and body."""
-        backend = {}
-        if self.served is not None:
-            provider = self.served.provider
-            backend = {"engine_type": provider.engine_type, "machine_name": provider.machine_name}
-        told = Told(self.id, self.request.model, ending.usage, captured.charged, backend)
+        told = Told(self.id, self.request.model, ending.usage, captured.charged, self.backend)
         return self.request.shape.whole(ending.body or {}, told)
 
     def terminal(self, ending: Ending, captured: Captured) -> list[bytes]:

@@ -134,8 +134,6 @@ ALIASES: Mapping[str, str] = {"/v1/v1/rerank": "/v1/rerank", "/v1/v2/rerank": "/
 HEADERS = ("x-request-id", "x-farebox-provider", "x-farebox-cost", "id", "backend")
 LIMIT = "x-farebox-max-tokens"
 RECEIPT = "Payment-Receipt"
-# Streams say it in their usage, and bytes nowhere: it is known when they end.
-HEADERS_OF_SOME = ("x-farebox-cost", LIMIT, RECEIPT)
 IDEMPOTENCY: Schema = {
     "name": "Idempotency-Key",
     "in": "header",

@@ -108,9 +108,14 @@ def visible(text: str) -> str:
     """The text without characters that nobody sees; controls and line separators become spaces."""
     if text.isascii() and text.isprintable():
         return text
-    shown = (" " if (kind := unicodedata.category(character)) in _SPACED else "" if kind in _DROPPED else character
-             for character in text)  # fmt: skip
-    return _INVISIBLE.sub("", "".join(shown))
+    return _INVISIBLE.sub("", "".join(map(_shown, text)))
+
+
+def _shown(character: str) -> str:
+    kind = unicodedata.category(character)
+    if kind in _SPACED:
+        return " "
+    return "" if kind in _DROPPED else character
 
 
 def _without_markup(text: str) -> str:

@@ -11,12 +11,15 @@ import httpx
 import jsonschema_rs
 import pytest
 
-from app.api.discovery_paid import ALIASES, HEADERS_OF_SOME, SOLD
+from app.api.discovery_paid import ALIASES, LIMIT, RECEIPT, SOLD
 from app.errors import FareboxError, InvariantViolated
 from app.upstream.sse import EventSplitter
 from tests.api.audio_files import wav
 from tests.api.documents import operations, response_of
 from tests.serving import FareboxServer, Payer, model, sandbox
+
+# Of streams the cost stands in their usage; the others are of some payers and limits.
+HEADERS_OF_SOME = ("x-farebox-cost", LIMIT, RECEIPT)
 
 FORM = "multipart/form-data"
 JSON = "application/json"
